@@ -1,0 +1,298 @@
+"""One typed configuration tree: YAML file + dotted overrides -> frozen `Config`. Unknown keys fail.
+
+Read once at the entry point, then passed down; a constructor takes only its own part. The resolved tree is stored in every
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssacl.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(_Section):
+    """Augmentation of training images; laterality stays true unless `flip` is "naive"."""
+
+    rotate_deg: float = Field(10.0, ge=0, le=45, description="Rotation is uniform in +- this many degrees.")
+    scale: tuple[float, float] = Field((0.9, 1.1), description="Scale is uniform in this range.")
+    shift: Fraction = Field(0.05, description="Shift is uniform in +- this share of the image side.")
+    brightness: Fraction = Field(0.1, description="Brightness and contrast jitter, uniform in +- this share.")
+    flip: Literal["none", "laterality_swap", "naive"] = Field(
+        "none", description='"laterality_swap" mirrors image, labels and words together; "naive" is the release\'s bug, for ablation.'
+    )
+
+
+class DataConfig(_Section):
+    """Where the shards are and how a sample becomes a training row."""
+
+    url: str = Field("", description="Data set root: a folder, or s3://bucket/prefix (endpoint and keys from AWS_* variables).")
+    tokenizer_url: str = Field("", description="Folder or s3:// prefix with wordpiece.json and language_model/; empty: beside the data set.")
+    text_max_tokens: Count = Field(100, description="Longest text-encoder input, in tokens.")
+    lm_max_tokens: Count = Field(100, description="Longest prompt, and longest report, for the language model in training, in tokens.")
+    entity_prompt_share: Fraction = Field(0.5, description="Probability that the entities are put before the report in training.")
+    shuffle_sentences: bool = Field(True, description="Shuffle and randomly truncate the sentences of the contrastive text.")
+    uncertain: Literal["present", "absent", "ignore"] = Field("present", description="What an uncertain finding counts as.")
+    sections: Literal["findings", "impression", "both"] = Field("both", description="Which report sections are the training text.")
+    augment: AugmentConfig = AugmentConfig()
+    warp_rotate_deg: float = Field(15.0, ge=0, le=90, description="Warp of the masked pass: rotation in +- degrees.")
+    warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
+    warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
+    num_loader_threads: int = Field(2, ge=0, description="Threads that read and decode ahead; 0 decodes in the training thread.")
+    last_batch: Literal["drop", "wrap"] = Field("drop", description="The last partial global batch of an epoch: dropped, or filled from its start.")
+    max_bad_samples: int = Field(100, ge=0, description="Damaged samples skipped before the run stops.")
+
+
+class VisionConfig(_Section):
+    """Patch encoder and pixel decoder (METHOD section 2). Defaults: the released base size."""
+
+    image_size_px: Count = Field(224, description="Side of the square input, in pixels.")
+    patch_size_px: Count = Field(16, description="Side of a patch, in pixels.")
+    width: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: float = 4.0
+    decoder_width: Count = Field(768, description="`official` needs it equal to `width`.")
+    decoder_depth: Count = 4
+    decoder_num_heads: Count = 6
+    target_scale: Literal[1, 2] = Field(1, description="2: reconstruct a target of twice the side (the release's super-resolution).")
+    position_table: Literal["mae", "official"] = Field("mae", description="Exponents of the fixed sin-cos table: MAE's 2i/d, or the release's i/(2d).")
+
+    @model_validator(mode="after")
+    def _divides(self) -> VisionConfig:
+        if self.image_size_px % self.patch_size_px:
+            raise ValueError(f"image_size_px {self.image_size_px} is not a multiple of patch_size_px {self.patch_size_px}")
+        for width, heads in ((self.width, self.num_heads), (self.decoder_width, self.decoder_num_heads)):
+            if width % heads:
+                raise ValueError(f"width {width} is not divisible by {heads} heads")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size_px // self.patch_size_px
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+
+class TextConfig(_Section):
+    """Text encoder: a BERT. Defaults: the released base size."""
+
+    width: Count = 384
+    depth: Count = 6
+    num_heads: Count = 6
+    ffn_width: Count = 1536
+    vocab_size: Count = Field(30000, description="Upper bound; the tokenizer's own size is used when it is smaller.")
+    max_tokens: Count = 100
+    dropout: Fraction = 0.1
+
+
+class LanguageConfig(_Section):
+    """Report decoder: a causal LM that takes `inputs_embeds`."""
+
+    name_or_path: str = Field("", description="Hugging Face folder or name (weights + config + tokenizer); empty: a GPT-2 of the sizes below, from scratch.")
+    width: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    vocab_size: Count = Field(50257, description="Upper bound; the tokenizer's own size is used when it is smaller.")
+    max_positions: Count = Field(1024, description="Longest prefix + prompt + report, in slots.")
+    dropout: Fraction = 0.1
+    lora_rank: int = Field(0, ge=0, description="LoRA rank; 0 trains the whole language model.")
+
+
+class ModelConfig(_Section):
+    wiring: Literal["paper", "official"] = Field("paper", description="Passes and normalisations of METHOD section 4; `official` reproduces the release.")
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    language: LanguageConfig = LanguageConfig()
+    activation_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
+
+
+class GroundingConfig(_Section):
+    """The extension of METHOD section 8; one weight per term, 0 turns it off."""
+
+    enabled: bool = Field(True, description="Off in the `official` recipe.")
+    equivariance: Weight = 1.0
+    slots: Weight = 1.0
+    compactness: Weight = 0.6
+    order: Weight = 1.0
+    layout_chart: Weight = 3.0
+    mean_layout: Weight = 1.0
+    hierarchy: Weight = 0.1
+    region_text: Weight = 0.5
+    entities: Weight = 0.5
+    ramp_share: Fraction = Field(0.1, description="Geometric terms rise from 0 to their weight over this share of the stage.")
+
+
+class LossConfig(_Section):
+    """The five weights and what shapes the losses (METHOD section 4)."""
+
+    image_reconstruction: Weight = 1.0
+    global_contrastive: Weight = 0.15
+    language_model: Weight = 1.0
+    anatomy_reconstruction: Weight = 1.0
+    anatomical_consistency: Weight = 1.0
+    initial_tau: float = Field(1 / 0.03, gt=0, description="Initial logit scale, shared by both contrastive losses.")
+    soft_target_share: Fraction = Field(0.1, description="Share of the text similarity in the target of the anatomical consistency.")
+    soft_target_temperature: float | None = Field(None, description="Own logit scale of the soft target; none: the shared tau.")
+    soft_target: Literal["official", "across_samples", "identity"] = Field(
+        "official", description="Target of the anatomical consistency; see docs/DECISIONS.md."
+    )
+    mask_ratio: float = Field(0.5, gt=0, lt=1, description="Share of patches removed in the masked pass.")
+    normalised_pixels: bool = Field(False, description="Per-patch normalised reconstruction target.")
+    recursive_anatomy: bool = Field(True, description="`paper` wiring: restored inner nodes stand for themselves one level up.")
+    balance: Literal["fixed", "uncertainty"] = "fixed"
+    grounding: GroundingConfig = GroundingConfig()
+
+
+class OptimConfig(_Section):
+    """AdamW, warm-up and cosine."""
+
+    lr: float = Field(2.5e-4, gt=0)
+    lm_lr_scale: float = Field(0.25, gt=0, description="Language-model learning rate, as a share of `lr`.")
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Weight = Field(0.05, description="Not applied to 1-D tensors.")
+    warmup_share: Fraction = Field(0.04, description="Share of a stage's steps spent warming up from 1e-6.")
+    clip_norm: float = Field(1.0, ge=0, description="Global gradient norm; 0: no clipping.")
+
+
+class EngineConfig(_Section):
+    kind: Literal["torch", "deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    offload: Literal["none", "cpu"] = "none"
+    micro_batch_size: Count = Field(32, description="Samples per rank and forward pass.")
+    accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")
+    compile: bool = Field(False, description="torch.compile the encoders.")
+
+
+class StageConfig(_Section):
+    """One training stage (METHOD section 4, last paragraph)."""
+
+    kind: Literal["contrastive", "generation", "findings", "joint"]
+    num_steps: int = Field(0, ge=0, description="Optimizer steps; 0: use num_epochs.")
+    num_epochs: float = Field(0, ge=0)
+    lr: float | None = Field(None, gt=0, description="Overrides optim.lr in this stage.")
+    freeze_encoder: bool = Field(False, description="`generation`: train the language side only.")
+
+    @model_validator(mode="after")
+    def _has_length(self) -> StageConfig:
+        if (self.num_steps > 0) == (self.num_epochs > 0):
+            raise ValueError(f"stage '{self.kind}' needs either num_steps or num_epochs")
+        return self
+
+
+class RunConfig(_Section):
+    name: str = Field("ssacl", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="The same name on the same storage resumes.")
+    storage_url: str = Field("runs", description="Folder or s3:// prefix for checkpoints and metrics.")
+    seed: int = 0
+    num_train_workers: int | tuple[int, int] = Field(1, description="Ray Train workers; a pair is an elastic (min, max).")
+    cpus_per_train_worker: float = 1.0
+    use_gpu: bool = False
+    stages: tuple[StageConfig, ...] = (
+        StageConfig(kind="contrastive", num_epochs=30),
+        StageConfig(kind="generation", num_epochs=20),
+        StageConfig(kind="findings", num_epochs=5),
+    )
+    checkpoint_every_steps: Count = 500
+    validate_every_steps: Count = Field(500, description="Validation is the only thing that chooses a checkpoint.")
+    keep_last: Count = 2
+    log_every_steps: Count = 10
+    max_restarts: int = Field(3, ge=0, description="Times a failed worker group is started again.")
+
+
+class Config(_Section):
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    losses: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    run: RunConfig = RunConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved tree as YAML, readable by `load_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or the defaults) and apply `key.sub=value` overrides; values are parsed as YAML.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, a key is unknown, or a value has the wrong type or range.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}. Presets are in configs/.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{path} must hold a mapping of sections (data, model, losses, optim, engine, run).")
+        tree = loaded
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a plain tree; see `load_config` for the errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(dict(item)) for item in error.errors())) from error
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"'{override}' is not an override; write section.key=value, as in optim.lr=1e-4.")
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"'{key}' does not lead to a key: '{section}' is a value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of '{key}' is not valid YAML: {text}") from error
+    tree[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads "1e-4" (no dot) as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(item: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "configuration"
+    if item["type"] != "extra_forbidden":
+        return f"{where}: {item['msg']} (got {item['input']!r})"
+    section: Any = Config
+    for part in item["loc"][:-1]:
+        section = section.model_fields[part].annotation if isinstance(part, str) and hasattr(section, "model_fields") else None
+    known = f" Known keys there: {', '.join(section.model_fields)}." if hasattr(section, "model_fields") else ""
+    return f"unknown key '{where}'.{known}"

@@ -1,0 +1,132 @@
+"""The shapes in which data goes through the house: Study -> Sample (one shard entry) -> Batch.
+
+Shape letters: B rows on this rank, N patches, L text tokens, P prompt tokens, R report tokens, S sentences of the batch,
+M = 25 leaves, F = 14 findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class StudyImage:
+    """One picture of a study before ingest: a file, or bytes with a name that tells the format."""
+
+    path: Path | None = None
+    content: bytes | None = None
+    view: str = ""
+    """DICOM ViewPosition ("PA", "AP", "LATERAL", ...); empty: from the DICOM header, else unknown."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study as a source gives it. `study_id` and `patient_id` are the source's own and never leave ingest."""
+
+    study_id: str
+    patient_id: str
+    images: tuple[StudyImage, ...]
+    split: str = ""
+    """One of `SPLITS`; empty: decided by a keyed hash of the patient."""
+    report: str = ""
+    """The whole report text, sections included; empty when there is none."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """Finding -> FindingStatus, where the source brings labels; else the labeler reads the report."""
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One shard entry: `KEY.jpg|png` + `KEY.json`. Holds an allowlist of fields; nothing identifies a patient."""
+
+    key: str
+    """Keyed hash of study and image; unique in the data set; shard member name."""
+    image: bytes
+    """Encoded picture (JPEG or PNG), 8- or 16-bit grey."""
+    image_format: str
+    """"jpg" or "png"."""
+    patient_key: str = ""
+    view: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    original_width_px: int = 0
+    original_height_px: int = 0
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[int, ...] = ()
+    """One FindingStatus per finding (`FINDINGS` order); empty when neither text nor labels exist."""
+    anatomy_groups: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """source, licence, content_sha256 of the original pixels, ssacl version."""
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.findings or self.impression)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on in one forward pass. Everything random in it derives from (seed, epoch, sample key)."""
+
+    image: Tensor
+    """[B, 3, H, W] float32, normalised (mean 0.4978, std 0.2449 of the 0..1 image)."""
+    text_ids: Tensor
+    """[B, L] int64, shuffled and truncated report, leading [CLS]."""
+    text_mask: Tensor
+    """[B, L] bool."""
+    prompt_ids: Tensor
+    """[B, P] int64 entities + newline, right-padded."""
+    prompt_mask: Tensor
+    """[B, P] bool; a row whose coin fell on "no prompt" is all False."""
+    report_ids: Tensor
+    """[B, R] int64 report + newline, right-padded."""
+    report_mask: Tensor
+    """[B, R] bool."""
+    leaf_mask: Tensor
+    """[B, M] bool: leaves of the report's anatomy groups."""
+    labels: Tensor
+    """[B, F] int64 FindingStatus."""
+    has_text: Tensor
+    """[B] bool; rows without a report serve the image-only losses."""
+    has_labels: Tensor
+    """[B] bool."""
+    entities: Tensor
+    """[B, M, F] int64 FindingStatus of each finding at each leaf, from the report."""
+    sentence_ids: Tensor
+    """[S, Ls] int64 sentences that speak of a place or finding, tokenised for the text encoder."""
+    sentence_mask: Tensor
+    """[S, Ls] bool."""
+    sentence_row: Tensor
+    """[S] int64 row of the batch."""
+    sentence_leaves: Tensor
+    """[S, M] bool leaves that the sentence speaks of."""
+    sentence_finding: Tensor
+    """[S] int64 finding index, F for a normal statement."""
+    mask_noise: Tensor
+    """[B, N] float32 uniform noise; argsort ascending, the first share is kept."""
+    warp: Tensor
+    """[B, 4] float32 warp of the masked pass: angle (radians), log scale, shift x, shift y (half-widths)."""
+    warp_padding: Tensor
+    """[B] int64: 0 zeros, 1 border, 2 reflection."""
+    keys: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with every tensor on `device`."""
+        moved = {
+            item.name: value.to(device, non_blocking=True)
+            for item in dataclasses.fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def __len__(self) -> int:
+        return int(self.image.shape[0])

@@ -1,0 +1,77 @@
+"""DraftReport: what inference returns, and its JSON form. A draft is preliminary and unverified, always."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DISCLAIMER = "Preliminary, unverified draft produced by software for research. Not a medical device; not for diagnosis."
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixel box in the original image: x right, y down, half-open [x0, x1) x [y0, y1)."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    name: str
+    probability: float
+    threshold: float
+    """Chosen on validation; the finding is present when probability >= threshold."""
+    present: bool
+
+
+@dataclass(frozen=True)
+class Sentence:
+    text: str
+    anatomy: tuple[str, ...]
+    """Anatomy nodes that the sentence speaks of (`ssacl.anatomy.NODES`); empty: the whole chest."""
+    finding: str | None
+    status: str
+    """"present", "absent", "uncertain" or "unmentioned"."""
+    confidence: float
+    """Mean token probability of the language model, 0..1."""
+    box: Box | None
+    evidence: NDArray[np.float32] = field(repr=False)
+    """[grid, grid] float32, non-negative, sums to 1, over the model's square input."""
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """A draft report of one image, with evidence."""
+
+    sentences: tuple[Sentence, ...]
+    findings: tuple[Finding, ...]
+    anatomy_groups: tuple[str, ...]
+    anatomy_maps: NDArray[np.float32] = field(repr=False)
+    """[32, grid, grid] float32: one map per node, `NODES` order, each sums to 1."""
+    image_width_px: int
+    image_height_px: int
+    image_ref: str
+    """Content hash of the picture read (sha256 of the pixels); never a file name or DICOM id."""
+    model_version: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+    status: str = "preliminary"
+    disclaimer: str = DISCLAIMER
+
+    @property
+    def text(self) -> str:
+        return " ".join(sentence.text for sentence in self.sentences)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON tree; maps as nested lists rounded to 5 digits."""
+        tree = asdict(self)
+        tree["text"] = self.text
+        tree["anatomy_maps"] = np.round(self.anatomy_maps, 5).tolist()
+        for sentence in tree["sentences"]:
+            sentence["evidence"] = np.round(sentence["evidence"], 5).tolist()
+        return tree
