@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint format lock clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv with the pinned packages (a second when it is there already)
+
+# torch comes first and alone: asked for by another package, the newest build with its CUDA packages would be taken.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: setup ## From nothing to a served draft report with evidence, in demo_out/
+	$(BIN)/python -m ray_jobs.demo
+
+test: setup ## Every test; those that need a server start it themselves
+	$(BIN)/python -m pytest
+
+lint: setup ## What pre-commit and CI check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup ## Write the versions of .venv to requirements.lock
+	$(BIN)/pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean: ## Remove what the demo and the tools left
+	rm -rf demo_out runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
