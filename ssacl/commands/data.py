@@ -1,0 +1,111 @@
+"""`ssacl data phantom|ingest|verify|tokenizer`: from pictures and reports to shards that training can read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ssacl.commands.later import Commands
+from ssacl.errors import ConfigError, DataError
+from ssacl.progress import ProgressBar
+
+
+def add_parsers(commands: Commands) -> None:
+    actions = commands.add_parser("data", help="make, ingest and check data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    phantom = actions.add_parser("phantom", help="write made-up chest radiographs as DICOM, with reports and measuring truth")
+    phantom.add_argument("--out", required=True, metavar="DIR", help="new folder; the truth goes beside it, to DIR_truth")
+    phantom.add_argument("--num-studies", type=int, default=200)
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--size-px", type=int, default=256)
+    phantom.add_argument("--num-processes", type=int, default=2)
+    phantom.set_defaults(run=_phantom)
+
+    ingest = actions.add_parser(
+        "ingest",
+        help="studies -> de-identified WebDataset shards + index",
+        description="Reads studies, de-identifies them and writes shards. Run it again to do only what is missing. "
+        "What could not be used is listed with its reason in ledger.jsonl.",
+        epilog="example: ssacl data ingest --format csv films.csv --out s3://bucket/films --image-root images "
+        "--column image=file --column report=text --column patient=patient_id",
+    )
+    ingest.add_argument("source", metavar="PATH", help="folder or CSV file, as the format wants it")
+    ingest.add_argument("--format", required=True, metavar="NAME", help="csv, dicom-dir")
+    ingest.add_argument("--out", required=True, metavar="URL", help="data set root: folder or s3://bucket/prefix")
+    ingest.add_argument("--column", action="append", default=[], metavar="ROLE=NAME", help="csv: image, report, patient, study, split, view, labels, licence")
+    ingest.add_argument("--image-root", metavar="DIR", help="csv: folder that image paths are relative to (default: the CSV's folder)")
+    ingest.add_argument("--longest-side-px", type=int, default=512, help="pictures are scaled down to this")
+    ingest.add_argument("--keep-lateral", action="store_true", help="keep lateral views instead of rejecting them")
+    ingest.add_argument("--num-workers", type=int, default=2, help="parallel tasks; 0: in this process, without Ray")
+    ingest.set_defaults(run=_ingest)
+
+    verify = actions.add_parser("verify", help="re-check every shard of a data set; exits 1 on any damage")
+    verify.add_argument("data", metavar="URL")
+    verify.set_defaults(run=_verify)
+
+    tokenizer = actions.add_parser("tokenizer", help="train the tokenizers from the reports of the training split")
+    tokenizer.add_argument("--data", required=True, metavar="URL")
+    tokenizer.add_argument("--out", metavar="URL", help="default: beside the data set, in tokenizer/")
+    tokenizer.add_argument("--text-vocab-size", type=int, default=30000, help="WordPiece entries of the text encoder")
+    tokenizer.add_argument("--lm-vocab-size", type=int, default=8000, help="byte-level BPE entries of the language model")
+    tokenizer.set_defaults(run=_tokenizer)
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from ssacl.phantom import write_dicom_tree
+
+    out = Path(options.out)
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty; choose a new folder, or remove it first.")
+    with ProgressBar("phantom", total=options.num_studies, unit="studies") as bar:
+        write_dicom_tree(out, options.num_studies, options.seed, options.size_px, options.num_processes, progress=bar.advance)
+    print(f"studies: {out}\ntruth, for measuring only: {out}_truth")
+    return 0
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from ssacl.data.ingest import IngestSettings
+    from ssacl.data.sources import SourceOptions
+
+    settings = IngestSettings.from_environment(longest_side_px=options.longest_side_px, keep_lateral=options.keep_lateral)
+    source = SourceOptions(columns=_columns(options.column), image_root=Path(options.image_root) if options.image_root else None)
+    if options.num_workers > 0:
+        from ray_jobs.ingest import run_ingest
+
+        summary = run_ingest(options.format, options.source, options.out, settings, source, num_workers=options.num_workers, progress=True)
+    else:
+        from ssacl.data.ingest import run_local
+
+        summary = run_local(options.format, options.source, options.out, settings, source, progress=True)
+    print(summary.describe())
+    return 0
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        role, separator, name = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--column {pair}: write ROLE=NAME, as in --column image=file.")
+        columns[role] = name
+    return columns
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ssacl.data.shards import verify
+    from ssacl.data.storage import open_storage
+
+    damages = verify(open_storage(options.data))
+    for damage in damages:
+        print(damage, file=sys.stderr)
+    print(f"{len(damages)} damaged" if damages else "every shard is whole")
+    return 1 if damages else 0
+
+
+def _tokenizer(options: argparse.Namespace) -> int:
+    from ssacl.data.tokenization import tokenize_dataset
+
+    tokenizers = tokenize_dataset(options.data, options.out, options.text_vocab_size, options.lm_vocab_size)
+    print(f"text encoder: {tokenizers.text.get_vocab_size()} entries; language model: {len(tokenizers.lm)} entries")
+    return 0
