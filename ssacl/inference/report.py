@@ -56,6 +56,8 @@ class DraftReport:
     """[32, grid, grid] float32: one map per node, `NODES` order, each sums to 1."""
     image_width_px: int
     image_height_px: int
+    map_frame: Box
+    """Original pixels that the maps' square covers: beyond the image where it was padded, inside where it was cropped."""
     image_ref: str
     """Content hash of the picture read (sha256 of the pixels); never a file name or DICOM id."""
     model_version: str
