@@ -1,0 +1,134 @@
+"""Sections, sentences and laterality of report text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssacl.data.reports import Sections, can_swap_laterality, split_sections, split_sentences, swap_laterality, training_text
+from ssacl.errors import ConfigError
+
+MIMIC = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___ year old woman with ?pleural effusion  // ?pleural effusion
+
+ TECHNIQUE:  Chest PA and lateral
+
+ COMPARISON:  ___
+
+ FINDINGS:
+
+ Cardiac size cannot be evaluated.  Large left pleural effusion is new.  Small
+ right effusion is new.
+
+ IMPRESSION:
+
+ Large left pleural effusion.
+"""
+NO_FINDINGS_HEADER = """ FINAL REPORT
+ HISTORY:  Fever, rule out pneumonia.
+
+ COMPARISON:  None.
+
+ Frontal and lateral views of the chest were obtained. No focal consolidation is
+ seen.
+
+ IMPRESSION:  No acute process.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"),
+    [
+        (
+            MIMIC,
+            "Cardiac size cannot be evaluated. Large left pleural effusion is new. Small right effusion is new.",
+            "Large left pleural effusion.",
+        ),
+        (
+            NO_FINDINGS_HEADER,
+            "Frontal and lateral views of the chest were obtained. No focal consolidation is seen.",
+            "No acute process.",
+        ),
+        ("The lungs are clear.\nHeart size is normal.", "The lungs are clear. Heart size is normal.", ""),
+        ("Indication: cough. Findings: Lungs are clear. Impression: Normal chest.", "Lungs are clear.", "Normal chest."),
+        ("History: pneumonia.\nReport: Clear lungs.\nConclusion: Normal.", "Clear lungs.", "Normal."),
+        ("AP CHEST, 5:12 A.M., ___:\n Tubes unchanged.\nIMPRESSION: Stable.", "Tubes unchanged.", "Stable."),
+        ("REFERRING CLINIC: Ward 7\nFINDINGS: No effusion.", "No effusion.", ""),
+        ("FINDINGS AND IMPRESSION: No effusion.", "No effusion.", ""),
+        ("FINDINGS\nLungs clear.\nIMPRESSION\nNormal.", "Lungs clear.", "Normal."),
+        ("", "", ""),
+    ],
+)
+def test_sections(text: str, findings: str, impression: str) -> None:
+    assert split_sections(text) == Sections(findings, impression)
+
+
+def test_history_never_reaches_the_sections() -> None:
+    sections = split_sections(MIMIC)
+    assert "woman" not in sections.findings + sections.impression
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("1. Bullous emphysema. 2. Probably scarring.", ["Bullous emphysema.", "Probably scarring."]),
+        ("1) No effusion\n2) Normal heart", ["No effusion", "Normal heart"]),
+        ("Discussed with Dr. Smith at 3:40 p.m. on ___. No effusion.", ["Discussed with Dr. Smith at 3:40 p.m. on ___.", "No effusion."]),
+        ("A 2.5 cm nodule. Heart is normal.", ["A 2.5 cm nodule.", "Heart is normal."]),
+        ("Nodule of 12 mm. in size.", ["Nodule of 12 mm. in size."]),
+        ("Opacity in the apex.There are streaky opacities.", ["Opacity in the apex.", "There are streaky opacities."]),
+        ("XXXX XXXX XXXX. There is ___ effusion.", ["XXXX XXXX XXXX.", "There is ___ effusion."]),
+        ("Atelectasis vs. pneumonia. Grade 2. No effusion.", ["Atelectasis vs. pneumonia.", "Grade 2.", "No effusion."]),
+        ("lungs are clear. heart is normal", ["lungs are clear.", "heart is normal"]),
+        ("Is this pneumonia? Clear lungs.", ["Is this pneumonia?", "Clear lungs."]),
+        ("Seen by Dr. A. Jones. ___.", ["Seen by Dr. A. Jones."]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, sentences: list[str]) -> None:
+    assert split_sentences(text) == sentences
+
+
+def test_sections_keep_list_items_apart() -> None:
+    assert split_sentences(split_sections("IMPRESSION:\n 1. No effusion\n 2. Normal heart\n").impression) == ["No effusion", "Normal heart"]
+
+
+@pytest.mark.parametrize(
+    ("text", "swapped"),
+    [
+        ("Right lower lobe opacity.", "Left lower lobe opacity."),
+        ("LEFT effusion, right-sided tube, leftward shift", "RIGHT effusion, left-sided tube, rightward shift"),
+        ("The right atrium and left ventricular contour.", "The right atrium and left ventricular contour."),
+        ("Right heart border is obscured; right heart failure.", "Left heart border is obscured; right heart failure."),
+        ("Mild dextroscoliosis of the spine", "Mild levoscoliosis of the spine"),
+        ("bright copyright leftover", "bright copyright leftover"),
+        ("R and L, RLL", "R and L, RLL"),
+        ("right and left lungs; right and left atrium", "left and right lungs; right and left atrium"),
+    ],
+)
+def test_swap(text: str, swapped: str) -> None:
+    assert swap_laterality(text) == swapped
+    assert swap_laterality(swapped) == text
+
+
+@given(st.lists(st.sampled_from(["right", "Left", "LEFT", "lung", "atrium", "heart", "border", "and", "-sided", ",", "the"]), max_size=12))
+def test_swap_is_its_own_inverse(words: list[str]) -> None:
+    text = " ".join(words)
+    assert swap_laterality(swap_laterality(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "can"), [("RLL opacity", False), ("lingular opacity", False), ("Right base opacity", True), ("R > L", False)]
+)
+def test_can_swap(text: str, can: bool) -> None:
+    assert can_swap_laterality(text) is can
+
+
+def test_training_text() -> None:
+    sections = Sections("Lungs are clear", "Normal chest.")
+    assert training_text(sections, "both") == "Lungs are clear. Normal chest."
+    assert training_text(sections, "impression") == "Normal chest."
+    assert training_text(Sections("", ""), "both") == ""
+    with pytest.raises(ConfigError, match="expected findings"):
+        training_text(sections, "history")  # type: ignore[arg-type]
