@@ -1,0 +1,110 @@
+"""Region features and entity classifier, the findings head, and anatomy inference (METHOD section 5).
+
+Shape letters: B images, N patches, M leaves, F findings, D vision width, T text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, FindingStatus, anatomy_groups, leaf_mask
+from ssacl.distributed import sum_over_ranks, world_size
+
+_RARE_LOGIT = -2.0
+"""Start of every finding's logit: findings are rare at a leaf."""
+_SHARPNESS = 4.0
+"""Patches and leaves are pooled by a soft maximum, log-mean-exp of this sharpness."""
+
+
+class RegionHead(nn.Module):
+    """Attention-pooled local features of the leaves -> the text encoder's space, and entity logits there."""
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, text_width)
+        self.entities = nn.Linear(text_width, len(FINDINGS))
+        self.leaf_bias = nn.Parameter(torch.full((len(LEAVES), len(FINDINGS)), _RARE_LOGIT))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., D] pooled local features -> [..., T]."""
+        projected: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.norm(features))))
+        return projected
+
+    def entity_logits(self, region_BMT: Tensor) -> Tensor:
+        """[B, M, F]: which finding is present at which leaf."""
+        logits: Tensor = self.entities(region_BMT) + self.leaf_bias
+        return logits
+
+
+class FindingsHead(nn.Module):
+    """14 findings of an encoded image: linear on the pooled features, on every patch and on the entity logits of the leaves.
+
+    The patch and leaf parts are pooled by a soft maximum, because a finding is where it is: one nodule in one zone is a positive image.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pooled_norm = nn.LayerNorm(2 * width)
+        self.pooled = nn.Linear(2 * width, len(FINDINGS))
+        self.patch_norm = nn.LayerNorm(2 * width)
+        self.patch = nn.Linear(2 * width, len(FINDINGS))
+        self.leaf = nn.Linear(len(LEAVES) * len(FINDINGS), len(FINDINGS))
+        nn.init.zeros_(self.pooled.weight)
+        nn.init.zeros_(self.leaf.weight)
+        self.entity_gain = nn.Parameter(torch.ones(len(FINDINGS)))
+
+    def forward(self, pooled_BD: Tensor, patches_BND: Tensor, local_BND: Tensor, entity_logits_BMF: Tensor) -> Tensor:
+        """Logits [B, F] in float32, `FINDINGS` order.
+
+        `pooled_BD` is [B, 2 D]; `patches_BND` and `local_BND` are the last and the middle block's patches.
+        """
+        patch_BNF = self.patch(self.patch_norm(torch.cat([patches_BND, local_BND], -1))).float()
+        entity_BMF = entity_logits_BMF.float().clamp(-15, 15)
+        logits: Tensor = (
+            self.pooled(self.pooled_norm(pooled_BD)).float()
+            + soft_maximum(patch_BNF)
+            + self.entity_gain.float() * soft_maximum(entity_BMF)
+            + self.leaf(entity_BMF.flatten(1).sigmoid()).float()
+        )
+        return logits
+
+
+def soft_maximum(logits_BKF: Tensor) -> Tensor:
+    """Log-mean-exp over K: between mean and maximum, with a gradient for all."""
+    count = torch.tensor(float(logits_BKF.shape[1]), device=logits_BKF.device)
+    return ((_SHARPNESS * logits_BKF).logsumexp(1) - count.log()) / _SHARPNESS
+
+
+def findings_loss(logits_BF: Tensor, labels_BF: Tensor, has_labels_B: Tensor, uncertain: str) -> Tensor:
+    """Binary cross-entropy over the labelled rows; a zero connected to the graph when there are none.
+
+    `uncertain` ("present", "absent", "ignore") is what an uncertain finding counts as; an unmentioned one counts as absent.
+    """
+    target = labels_BF == FindingStatus.PRESENT
+    weight = has_labels_B[:, None].expand_as(target).float()
+    doubtful = labels_BF == FindingStatus.UNCERTAIN
+    if uncertain == "present":
+        target = target | doubtful
+    elif uncertain == "ignore":
+        weight = weight * ~doubtful
+    loss = nn.functional.binary_cross_entropy_with_logits(logits_BF.float(), target.float(), reduction="none")
+    return (loss * weight).sum() * world_size() / sum_over_ranks(weight.sum()).clamp_min(1)
+
+
+def infer_anatomy(probabilities_F: Tensor, thresholds: Mapping[str, float]) -> tuple[list[str], tuple[str, ...], list[bool]]:
+    """Entities, anatomy groups and leaf mask of one image from its findings' probabilities.
+
+    A finding is present when its probability reaches its threshold (0.5 where none was chosen). None present, or "No Finding" alone:
+    entities ["No Finding"], no groups, every leaf.
+    """
+    probabilities = probabilities_F.tolist()
+    present = [
+        name for name, value in zip(FINDINGS, probabilities, strict=True) if name != NO_FINDING and value >= thresholds.get(name, 0.5)
+    ]
+    groups = anatomy_groups(present)
+    return present or [NO_FINDING], groups, leaf_mask(groups)

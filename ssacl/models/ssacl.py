@@ -1,0 +1,369 @@
+"""SSACL: the composition of encoders, decoders and heads; one forward that returns named losses (METHOD sections 2-5).
+
+Shape letters: B images, N patches, V visible patches, G = 32 nodes, M = 25 leaves, F = 14 findings, D vision width, T text width,
+W language width, S sentences.
+"""
+# ruff: noqa: N815 (fields carry shape letters)
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ssacl.anatomy import LEAVES
+from ssacl.config import Config, LossConfig, ModelConfig, OptimConfig
+from ssacl.data.records import Batch
+from ssacl.errors import ConfigError
+from ssacl.losses import Losses, published
+from ssacl.losses.balance import Balance
+from ssacl.losses.grounding import GroundingInputs, grounding_losses
+from ssacl.losses.warp import warp_images
+from ssacl.models.findings import FindingsHead, RegionHead, findings_loss
+from ssacl.models.language import LanguageDecoder, pack_text
+from ssacl.models.restoration import LEAF_NODES, graph_means, inner_node_pixels, restore_inner_nodes
+from ssacl.models.text import TextEncoder
+from ssacl.models.vision import Latent, VisionDecoder, VisionEncoder, patchify
+
+if TYPE_CHECKING:
+    from ssacl.data.tokenization import Tokenizers
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("contrastive", "generation", "joint", "findings")
+RAMPED = ("equivariance", "slots", "compactness", "order", "layout_chart", "mean_layout", "hierarchy")
+"""Geometric grounding terms: their weights rise over the first steps of a stage."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image, from one unmasked pass with the 32 node queries."""
+
+    nodes_BGD: Tensor
+    leaves_BMD: Tensor
+    cls_BD: Tensor
+    patches_BND: Tensor
+    attention_BGN: Tensor
+    """float32, last block, mean over heads; each node's map sums to 1."""
+    pooled_BD: Tensor
+    """[B, 2 D]: mean patch and class token."""
+    region_BMD: Tensor
+    """[B, M, T]: attention-pooled local features of the leaves, in the text encoder's space."""
+    local_BND: Tensor
+    """Patches after the middle block."""
+    contexts: tuple[Tensor, ...] = ()
+    """Inputs of every block, for further queries; `SSACL.encode` keeps them."""
+
+
+class SSACL(nn.Module):
+    """The whole model.
+
+    Parameters
+    ----------
+    config
+        Sizes and wiring.
+    losses
+        Weights and variants.
+    tokenizers
+        Text and language tokenizers; their sizes are the vocabulary sizes.
+    uncertain
+        What an uncertain finding counts as in the findings stage (`DataConfig.uncertain`).
+
+    Raises
+    ------
+    ConfigError
+        A tokenizer is larger than the configuration allows, or options contradict each other.
+    """
+
+    leaf_ids: Tensor
+    leaf_ids_mask: Tensor
+    graph_means: Tensor
+
+    def __init__(self, config: ModelConfig, losses: LossConfig, tokenizers: Tokenizers, uncertain: str = "present") -> None:
+        super().__init__()
+        self.config, self.losses, self.uncertain = config, losses, uncertain
+        self.official = config.wiring == "official"
+        vision, text = config.vision, config.text
+        _check(config, losses)
+        self.encoder = VisionEncoder(vision, class_reads=self.official, activation_checkpointing=config.activation_checkpointing)
+        self.decoder = VisionDecoder(vision)
+        vocab_size = tokenizers.text.get_vocab_size()
+        if vocab_size > text.vocab_size:
+            raise ConfigError(
+                f"The text tokenizer has {vocab_size} tokens, model.text.vocab_size allows {text.vocab_size}: raise it, or train a smaller "
+                "tokenizer with `ssacl data tokenizer`."
+            )
+        self.text = TextEncoder(text, vocab_size, tokenizers.text.token_to_id("[PAD]") or 0)
+        self.language = LanguageDecoder(config.language, tokenizers.lm)
+        self.img_mlp = nn.Linear(vision.width, text.width)
+        self.bert_proj = nn.Linear(text.width, vision.width)
+        self.opt_proj = nn.Linear(vision.width, self.language.width)
+        self.visibility = nn.Linear(vision.num_patches, 1)
+        self.tau = nn.Parameter(torch.tensor(float(losses.initial_tau)))
+        self.balance = Balance(losses.balance == "uncertainty")
+        self.region = RegionHead(vision.width, text.width)
+        self.findings_head = FindingsHead(vision.width)
+        ids, mask = _leaf_tokens(tokenizers.text, text.max_tokens)
+        self.register_buffer("leaf_ids", ids, persistent=False)
+        self.register_buffer("leaf_ids_mask", mask, persistent=False)
+        self.register_buffer("graph_means", graph_means(), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Config, tokenizers: Tokenizers) -> SSACL:
+        """Build from the whole configuration.
+
+        Raises
+        ------
+        ConfigError
+            See the class; also when texts or reports may be longer than the encoders' positions.
+        """
+        if config.data.text_max_tokens > config.model.text.max_tokens:
+            raise ConfigError(
+                f"data.text_max_tokens {config.data.text_max_tokens} exceeds model.text.max_tokens {config.model.text.max_tokens}: "
+                "lower the first or raise the second."
+            )
+        model = cls(config.model, config.losses, tokenizers, config.data.uncertain)
+        slots = len(LEAVES) + 1 + config.model.vision.num_patches + 2 * config.data.lm_max_tokens
+        if slots > model.language.max_positions:
+            logger.warning(
+                "Prefix, longest prompt and longest report may need %d slots, the language model has %d positions.",
+                slots,
+                model.language.max_positions,
+            )
+        return model
+
+    # Training
+
+    def forward(self, batch: Batch, stage: str, ramp: float = 1.0) -> Losses:
+        """The losses of `stage` on this rank's rows; `ramp` (0..1) scales the geometric grounding terms.
+
+        "contrastive": L_ir, L_cl, L_ar, L_ac and grounding. "generation": L_lm. "joint": all of them. "findings": the findings head on the
+        frozen encoder. Parameters that a stage does not train must not require gradients (`parameter_groups` names those that it does).
+
+        Raises
+        ------
+        ConfigError
+            `stage` is none of these.
+        """
+        if stage not in STAGES:
+            raise ConfigError(f"'{stage}' is not a stage; expected one of: {', '.join(STAGES)}.")
+        if batch.image.shape[-1] != self.config.vision.image_size_px:
+            raise ConfigError(
+                f"The images are {batch.image.shape[-1]} px wide, the model was built for model.vision.image_size_px "
+                f"{self.config.vision.image_size_px}: give the collator the same value."
+            )
+        frozen = not self.encoder.cls_token.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (frozen and stage in ("generation", "findings"))):
+            queries_GD = self.node_queries()
+            encoded = self._encoded(self.encoder(batch.image, queries_GD))
+        named: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        grounding: dict[str, Tensor] = {}
+        if stage in ("contrastive", "joint"):
+            named, grounding = self._contrastive(batch, queries_GD, encoded)
+        if stage in ("generation", "joint"):
+            named["language_model"] = self._language_model(batch, encoded)
+        if stage == "findings":
+            named["findings"] = findings_loss(self.findings_logits(encoded), batch.labels, batch.has_labels, self.uncertain)
+        for name in named:
+            weights[name] = 1.0 if name == "findings" else float(getattr(self.losses, name))
+        for name in grounding:
+            weights[f"grounding/{name}"] = float(getattr(self.losses.grounding, name)) * (ramp if name in RAMPED else 1.0)
+        total = self.balance({**named, **{f"grounding/{name}": value for name, value in grounding.items()}}, weights)
+        return Losses(total=total, grounding=grounding, weights=weights, **named)
+
+    def _contrastive(self, batch: Batch, queries_GD: Tensor, encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        losses, ground = self.losses, self.losses.grounding
+        keep_BV, removed_BR = published.split_patches(batch.mask_noise, losses.mask_ratio)
+        image = batch.image
+        if ground.enabled and ground.equivariance > 0:
+            image = warp_images(image, batch.warp, batch.warp_padding)
+        masked = self.encoder(image, queries_GD, keep_BV)
+        # The released class token changes with the queries, so that its reconstruction pass cannot be shared.
+        plain = self.encoder(image, None, keep_BV) if self.official else masked
+        text_BT = self.text(batch.text_ids, batch.text_mask)
+        visible_BN = torch.zeros_like(batch.mask_noise).scatter(1, keep_BV, 1.0)
+        scale_B = nn.functional.softplus(self.visibility(visible_BN)[:, 0].float())
+        named = {
+            "image_reconstruction": self._image_reconstruction(image, plain, keep_BV, removed_BR),
+            "global_contrastive": published.global_contrastive(
+                self.img_mlp(plain.patches_BVD).mean(1), text_BT, scale_B, batch.has_text, self.tau
+            ),
+            "anatomy_reconstruction": published.anatomy_reconstruction(
+                restore_inner_nodes(self.decoder, masked.queries_BKD, losses.recursive_anatomy and not self.official),
+                inner_node_pixels(self.decoder, encoded.nodes_BGD),
+            ),
+            "anatomical_consistency": published.anatomical_consistency(
+                encoded.leaves_BMD,
+                text_BT,
+                batch.has_text,
+                self.tau,
+                losses.soft_target_share,
+                losses.soft_target,
+                losses.soft_target_temperature,
+            ),
+        }
+        return named, self._grounding(batch, encoded, masked, keep_BV) if ground.enabled else {}
+
+    def _image_reconstruction(self, image: Tensor, latent: Latent, keep_BV: Tensor, removed_BR: Tensor) -> Tensor:
+        vision = self.config.vision
+        features = self.decoder(latent.cls_BD, latent.patches_BVD, keep_BV)
+        pixels = self.decoder.pred(features.gather(1, removed_BR[..., None].expand(-1, -1, features.shape[-1])))
+        if vision.target_scale > 1:
+            image = nn.functional.interpolate(image, scale_factor=float(vision.target_scale), mode="bicubic", align_corners=False)
+        target = patchify(image, vision.patch_size_px * vision.target_scale)
+        target = target.gather(1, removed_BR[..., None].expand(-1, -1, target.shape[-1]))
+        return published.image_reconstruction(pixels, target, self.losses.normalised_pixels)
+
+    def _grounding(self, batch: Batch, encoded: Encoded, masked: Latent, keep_BV: Tensor) -> dict[str, Tensor]:
+        ground = self.losses.grounding
+        sentences = self.text(batch.sentence_ids, batch.sentence_mask) if ground.region_text > 0 and len(batch.sentence_ids) else None
+        terms = grounding_losses(
+            ground,
+            GroundingInputs(
+                attention_BGN=encoded.attention_BGN,
+                grid=self.config.vision.grid,
+                masked_attention_BGV=masked.attention_BKV,
+                visible_BV=keep_BV,
+                warp=batch.warp,
+                region_BMD=encoded.region_BMD,
+                sentences_SD=sentences,
+                sentence_row=batch.sentence_row,
+                sentence_leaves=batch.sentence_leaves,
+                sentence_finding=batch.sentence_finding,
+                entity_logits_BMF=self.region.entity_logits(encoded.region_BMD),
+                entities=batch.entities,
+                has_text=batch.has_text,
+            ),
+        )
+        return terms
+
+    def _language_model(self, batch: Batch, encoded: Encoded) -> Tensor:
+        prefix, prefix_mask = self.prefix(encoded, batch.leaf_mask)
+        text = pack_text(batch, gapless=not self.official)
+        embeds = torch.cat([prefix, self.language.embed(text.ids_BL).to(prefix.dtype)], 1)
+        hidden = self.language(embeds, torch.cat([prefix_mask, text.mask_BL], 1))
+        # A token is predicted by the slot before it; no other slot's vocabulary logits are computed.
+        before = hidden[:, prefix.shape[1] - 1 : -1]
+        logits = self.language.logits(before[text.is_report_BL])
+        return published.language_model(logits, text.ids_BL[text.is_report_BL], global_mean=not self.official)
+
+    # Inference
+
+    def node_queries(self) -> Tensor:
+        """[G, D]: leaf queries from the leaf names, inner nodes as means of their children (METHOD section 3)."""
+        leaves_MD = self.bert_proj(self.text(self.leaf_ids, self.leaf_ids_mask))
+        queries: Tensor = self.graph_means.to(leaves_MD.dtype) @ leaves_MD
+        return queries
+
+    def encode(self, image_BCHW: Tensor) -> Encoded:
+        """Encode normalised images [B, 3, S, S] with the 32 node queries, unmasked. Call it in eval mode."""
+        return self._encoded(self.encoder(image_BCHW, self.node_queries(), keep_contexts=True))
+
+    def _encoded(self, latent: Latent) -> Encoded:
+        nodes = latent.queries_BKD
+        attention = latent.attention_BKV[:, : nodes.shape[1]]
+        attention = attention / attention.sum(-1, keepdim=True).clamp_min(1e-8)
+        leaf_nodes = list(LEAF_NODES)
+        local = latent.local_BVD
+        region = self.region(attention[:, leaf_nodes].to(local.dtype) @ local)
+        pooled = torch.cat([latent.patches_BVD.mean(1), latent.cls_BD], -1)
+        return Encoded(nodes, nodes[:, leaf_nodes], latent.cls_BD, latent.patches_BVD, attention, pooled, region, local, latent.contexts)
+
+    def prefix(self, encoded: Encoded, leaf_mask_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """The language model's prefix [B, M + 1 + N, W] and its mask (bool): kept leaves and all patches, never the class token.
+
+        Positions run over all slots, masked ones included: in generation give `position_ids` = 0, 1, 2, ... over the whole row.
+        """
+        tokens = torch.cat([encoded.leaves_BMD, encoded.cls_BD[:, None], encoded.patches_BND], 1)
+        leaf_mask = leaf_mask_BM.bool()
+        patches = leaf_mask.new_ones(len(leaf_mask), encoded.patches_BND.shape[1])
+        return self.opt_proj(tokens), torch.cat([leaf_mask, torch.zeros_like(leaf_mask[:, :1]), patches], 1)
+
+    def findings_logits(self, encoded: Encoded) -> Tensor:
+        """[B, F] float32 logits, `FINDINGS` order."""
+        logits: Tensor = self.findings_head(
+            encoded.pooled_BD, encoded.patches_BND, encoded.local_BND, self.region.entity_logits(encoded.region_BMD)
+        )
+        return logits
+
+    def phrase_attention(self, encoded: Encoded, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
+        """Where each image shows its phrase: [B, N] float32, each row sums to 1.
+
+        `phrase_ids` and `phrase_mask` are [B, L], with a leading [CLS], one phrase per image. With grounding trained (`region_text`), the
+        phrase picks leaves by its similarity with their regions and patches by its similarity with their features; without, it is one
+        more read-only query through every block.
+        """
+        phrase_BT = self.text(phrase_ids, phrase_mask)
+        ground = self.losses.grounding
+        if not (ground.enabled and ground.region_text > 0):
+            _, attention = self.encoder.probe(self.bert_proj(phrase_BT)[:, None], encoded.contexts)
+            attention = attention[:, 0]
+        else:
+            phrase = nn.functional.normalize(phrase_BT.float(), dim=-1)[:, :, None]
+            leaf_BM = (nn.functional.normalize(encoded.region_BMD.float(), dim=-1) @ phrase)[..., 0] / PHRASE_TEMPERATURE
+            patch_BN = (nn.functional.normalize(self.region(encoded.local_BND).float(), dim=-1) @ phrase)[..., 0]
+            prior_BN = (leaf_BM.softmax(-1)[:, None] @ encoded.attention_BGN[:, list(LEAF_NODES)])[:, 0]
+            attention = prior_BN * (patch_BN / PHRASE_TEMPERATURE).softmax(-1)
+        return attention / attention.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def parameter_groups(self, optim: OptimConfig, stage: str, freeze_encoder: bool = False) -> list[dict[str, Any]]:
+        """AdamW groups of the parameters that `stage` trains, with `lr` and `weight_decay` (none on tensors of one dimension or less).
+
+        `freeze_encoder` leaves the encoder and the queries out of the generation stage.
+        """
+        image = [self.encoder, self.text, self.bert_proj]
+        contrastive = [*image, self.decoder, self.img_mlp, self.visibility, self.balance]
+        ground = self.losses.grounding
+        if ground.enabled and (ground.region_text > 0 or ground.entities > 0):
+            contrastive.append(self.region)
+        language = [self.language, self.opt_proj]
+        modules: dict[str, list[nn.Module]] = {
+            "contrastive": contrastive,
+            "generation": language if freeze_encoder else [*language, *image],
+            "joint": [*contrastive, *language],
+            "findings": [self.findings_head],
+        }
+        if stage not in modules:
+            raise ConfigError(f"'{stage}' is not a stage; expected one of: {', '.join(STAGES)}.")
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        singles = [self.tau] if stage in ("contrastive", "joint") else []
+        for module in modules[stage]:
+            is_language = module is self.language
+            lr = optim.lr * (optim.lm_lr_scale if is_language else 1.0)
+            for parameter in self.language.trainable() if is_language else module.parameters():
+                groups.setdefault((lr, 0.0 if parameter.ndim <= 1 else optim.weight_decay), []).append(parameter)
+        for parameter in singles:
+            groups.setdefault((optim.lr, 0.0), []).append(parameter)
+        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
+
+
+PHRASE_TEMPERATURE = 0.1
+"""The temperature under which phrases and regions are contrasted in training."""
+
+
+def _check(config: ModelConfig, losses: LossConfig) -> None:
+    if config.wiring != "official":
+        return
+    if losses.grounding.enabled:
+        raise ConfigError("model.wiring official has no grounding extension: set losses.grounding.enabled=false, or model.wiring=paper.")
+    if config.vision.decoder_width != config.vision.width:
+        raise ConfigError(
+            f"model.wiring official needs model.vision.decoder_width {config.vision.decoder_width} equal to model.vision.width "
+            f"{config.vision.width}."
+        )
+
+
+def _leaf_tokens(tokenizer: Any, max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids [M, L] and mask of the leaf names, without [CLS] (as released), padded to the longest name only."""
+    rows = []
+    for leaf in LEAVES:
+        encoding = tokenizer.encode(leaf, add_special_tokens=False)
+        rows.append([token for token, used in zip(encoding.ids, encoding.attention_mask, strict=True) if used][:max_tokens])
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
+    return ids, mask
