@@ -133,6 +133,9 @@ def split_sentences(text: str) -> list[str]:
     for match in _BREAK.finditer(text):
         if not match[0].startswith("\n"):
             before = text[start : match.start() + 1]
+            # "? pneumonia" doubts what follows.
+            if before.strip() == "?":
+                continue
             after = text[match.end() : match.end() + 1]
             if _NEVER_LAST.search(before) or (_MAY_GO_ON.search(before) and (after.islower() or after.isdigit())):
                 continue
