@@ -17,7 +17,7 @@ from torch.nn import functional
 from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, FindingStatus, leaves_below
 from ssacl.atlas import CHART, OVERLAPS, RELATIONS
 from ssacl.config import GroundingConfig
-from ssacl.distributed import gather_with_gradient
+from ssacl.distributed import gather_with_gradient, sum_over_ranks, world_size
 from ssacl.losses.warp import patch_centres, warp_images, warp_maps
 
 __all__ = ["GroundingInputs", "grounding_losses", "patch_centres", "warp_images", "warp_maps"]
@@ -77,8 +77,8 @@ def grounding_losses(config: GroundingConfig, inputs: GroundingInputs) -> dict[s
     """The unweighted scalar terms, keyed by the names of their weights in `config`.
 
     A term of weight 0 is absent. A term whose inputs are None, or that nothing in the batch speaks to, is a zero connected to the
-    graph, so that every rank has the same graph. Runs in float32 whatever the autocast state. Across ranks only the mean layout
-    gathers (its mean is over the global batch); the other terms are per-row means, and region_text contrasts within the rank.
+    graph, so that every rank has the same graph. Runs in float32 whatever the autocast state. The mean over ranks is the loss of the
+    global batch, except for region_text, which contrasts within the rank (its sentences are of another number on every rank).
     """
     with torch.autocast(inputs.attention_BGN.device.type, enabled=False):
         return _terms(config, inputs)
@@ -134,7 +134,7 @@ def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_
         target_BMV = _renormalised(target_BMV)
     log_masked_BMV = _renormalised(masked_BMV).clamp_min(_EPS).log()
     kl_BM = (torch.xlogy(target_BMV, target_BMV) - target_BMV * log_masked_BMV).sum(-1)
-    return (kl_BM * seen_BM).sum() / seen_BM.sum().clamp_min(1.0)
+    return (kl_BM * seen_BM).sum() * _share_of_global(seen_BM.sum().clamp_min(_EPS))
 
 
 def slots(leaf_BMN: Tensor) -> Tensor:
@@ -225,7 +225,12 @@ def entities(logits_BMF: Tensor, status_BMF: Tensor, has_text_B: Tensor | None =
     if has_text_B is not None:
         weight_BMF = weight_BMF * has_text_B[:, None, None]
     loss_BMF = functional.binary_cross_entropy_with_logits(logits_BMF.float(), target_BMF, reduction="none")
-    return (loss_BMF * weight_BMF).sum() / weight_BMF.sum().clamp_min(_EPS)
+    return (loss_BMF * weight_BMF).sum() * _share_of_global(weight_BMF.sum().clamp_min(_EPS))
+
+
+def _share_of_global(weight: Tensor) -> Tensor:
+    """Factor from this rank's weighted sum to its share of the global weighted mean (`ssacl.distributed`'s convention)."""
+    return world_size() / sum_over_ranks(weight)
 
 
 def _renormalised(attention: Tensor) -> Tensor:
