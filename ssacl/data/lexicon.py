@@ -93,8 +93,10 @@ NOT_A_CUE = re.compile(
     r"|resolution|clear\w+)(?: of)?"
     r"|\bno doubt\b|\bmay \d{1,4}\b|\bnot (?:otherwise )?specified\b|\bwith or without\b"
 )
-_SEEN = r"(?:seen|identified|visuali[sz]ed|present|evident|noted|detected|demonstrated|apparent|appreciated|observed|visible"
-r"|shown|found|definitely seen|clearly seen)"
+_SEEN = (
+    r"(?:seen|identified|visuali[sz]ed|present|evident|noted|detected|demonstrated|apparent|appreciated|observed|visible"
+    r"|shown|found|definitely seen|clearly seen)"
+)
 CUE_BEFORE = re.compile(
     r"\b(?:"
     r"(?P<skip>(?:history|hx) of|h/o|(?:to |for )?evaluat\w* for|eval for|assess\w* for|r/o|(?<!cannot )(?<!not )rule out"
