@@ -33,8 +33,10 @@ from ssacl.data.reports import split_sentences
 
 Uncertain = Literal["present", "absent", "ignore"]
 _NO_PATHOLOGY = (NO_FINDING, "Support Devices")
+# Findings with a usual place of their own: "lung" says no more than the side, and a neighbour's zone is not theirs.
+_LOCAL = ("Pleural Effusion", "Pneumothorax", "Pleural Other", "Atelectasis", "Edema")
 _RANK = {FindingStatus.UNMENTIONED: 0, FindingStatus.ABSENT: 1, FindingStatus.UNCERTAIN: 2, FindingStatus.PRESENT: 3}
-_COPULA = re.compile(r"\b(?:is|are|was|were|appears?|remains?|be|looks?|within|size|contours?)(?: [\w-]+){0,2} $")
+_COPULA = re.compile(r"\b(?:is|are|was|were|appears?|remains?|be|looks?|within|size|contours?)(?: [\w-]+){0,4} $")
 _LINK = re.compile(r",|/|\b(?:and|or|with|without|versus|vs|representing|reflecting|suggest\w*|consistent|may|likely)\b")
 _SHORT_GAP = re.compile(r"(?: (?!and\b|or\b|with\b)[\w-]+){0,3} ")
 
@@ -229,12 +231,7 @@ def _chunks(hits: Sequence[_Hit], clause: str) -> list[tuple[int, int]]:
     """The stretch of the clause around each hit in which its place words stand: cut at the last connective between two hits."""
     cuts = [0]
     for first, second in pairwise(hits):
-        links = list(
-            re.finditer(
-                r",|/|\b(?:and|or|with|without|versus|vs|representing|reflecting|suggest\w*|consistent|may|likely)\b",
-                clause[first.end : second.start],
-            )
-        )
+        links = list(_LINK.finditer(clause, first.end, second.start))
         cuts.append(max(links[-1].start() if links else second.start, cuts[-1]))
     return list(zip(cuts, [*cuts[1:], len(clause)], strict=True))
 
@@ -248,11 +245,11 @@ def _mention(hit: _Hit, index: int, chunks: Sequence[tuple[int, int]], places: S
         start, end = chunks[chunk]
         own = [word for word in places if start <= word.start < end]
         sides = frozenset().union(*(side for at, side in find_sides(clause[start:end]))) | frozenset().union(*(word.sides for word in own))
-        parts = [word for word in own if word.part in allowed]
+        parts = [word for word in own if word.part in allowed and (word.part != "lung" or hit.finding not in _LOCAL)]
         if hit.finding == "Support Devices":
             leaves = _device_leaves(clause[hit.start : end] if step == 0 else clause[hit.start : hit.end], parts, sides)
             break
-        if parts and (step == 0 or hit.finding not in ("Pleural Effusion", "Pneumothorax", "Pleural Other", "Atelectasis")):
+        if parts and (step == 0 or hit.finding not in _LOCAL):
             leaves = frozenset().union(*(leaves_of(word.part, word.sides or sides) for word in parts))
             if hit.finding == "Pleural Effusion":
                 leaves |= leaves_of("costophrenic angle", sides)

@@ -27,7 +27,8 @@ _MENTIONS: dict[str, str] = {
     ),
     "Lung Opacity": (
         r"(?<!nodular )opaci(?:ty|ties|fications?|fied)|infiltrat(?:es?|ions?|ive)|air-? ?space (?:disease|process|filling)|hazy|haziness"
-        r"|interstitial (?:markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+|(?<!bone )densit(?:y|ies)"
+        r"|interstitial (?:markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+"
+        r"|(?<!bone )(?<!nodular )densit(?:y|ies)"
         r"|(?<!fibrous )(?<!pleural )scar(?:s|ring)?|peribronchial (?:thickening|cuffing)|ground[- ]glass|whiteout|white-out"
     ),
     "Lung Lesion": (
@@ -99,7 +100,8 @@ _SEEN = (
 )
 CUE_BEFORE = re.compile(
     r"\b(?:"
-    r"(?P<skip>(?:history|hx) of|h/o|(?:to |for )?evaluat\w* for|eval for|assess\w* for|r/o|(?<!cannot )(?<!not )rule out"
+    r"(?P<skip>(?:more )?sensitive (?:in|for|to)|to (?:identify|look for)|(?:history|hx) of|h/o|(?:to |for )?evaluat\w* for"
+    r"|eval for|assess\w* for|r/o|(?<!cannot )(?<!not )rule out"
     r"|(?:to )?(?:document|ensure|confirm|assess|demonstrate)(?:ing)?(?: the)?(?: complete)? (?:resolution|clearing)(?: of)?)"
     r"|(?P<doubt>possib\w+|probab\w+|likely|may|might|could|perhaps|presum\w+|suspected|potential(?:ly)?|questionabl[ey]"
     r"|questions? of|questioned|equivocal"
@@ -113,9 +115,10 @@ CUE_BEFORE = re.compile(
     r")\b|(?P<mark>\?)(?=\s?\w)"
 )
 DENIAL_AFTER = re.compile(
-    rf"\b(?:(?:(?:is|are|was|were|has|have|had|can) ?(?:been )?)?(?:no longer|not) (?:been )?(?:be )?(?:\w+ly )?{_SEEN}\b"
+    rf"\b(?:(?:(?:is|are|was|were|has|have|had|can) ?(?:been )?)?(?:no longer|not) (?:been )?(?:be )?(?:\w+ )?{_SEEN}\b"
     rf"|cannot be (?:\w+ly )?{_SEEN}"
-    r"|(?:(?:is|are) )?absent|(?:(?:has|have)(?: since| now| \w+ly)? )?(?:resolved|cleared|disappeared|been (?:\w+ )?removed|removed)"
+    r"|(?:is|are|appears?|remains?) (?:within )?(?:normal limits|limits of normal|normal\b)|(?:(?:is|are) )?absent|(?:(?:has"
+    r"|have)(?: since| now| \w+ly)? )?(?:resolved|cleared|disappeared|been (?:\w+ )?removed|removed)"
     r"|(?:(?:has|have) been |is |are )(?:excluded|ruled out)|(?:(?:is|are|seems?|appears?|felt)(?: to be| \w+)? )?unlikely)"
     r"|: ?(?:no\b|none|negative|absent)"
 )
@@ -129,7 +132,8 @@ DOUBT_AFTER = re.compile(
     r"|(?:should|must|to) be (?:considered|excluded))\b|^ ?\?"
 )
 CLAUSE = re.compile(
-    r";|\bbut\b|\bhowever\b|\balthough\b|\bthough\b|\bexcept\b|\bwhereas\b|\bwhile\b|\bapart from\b|\baside from\b"
+    r";|\bbut\b(?! (?:\w+ )?(?:clear|normal|unremarkable))|\bhowever\b|\balthough\b|\bthough\b|\bexcept\b|\bwhereas\b|\bwhile\b"
+    r"|\bapart from\b|\baside from\b"
     r"|\bother than\b|\byet\b|\. |\n"
 )
 """Where the scope of every cue ends."""
@@ -153,11 +157,9 @@ NORMAL = re.compile(
     r"|normal size limits)|normal(?! (?:position|variant|location))|unremarkable|(?<!not )clear(?! of)"
     r"|intact|sharp(?:ly)?(?: defined)?|midline|not (?:\w+ )?(?:enlarged|widened)|preserved|unobstructed)\b"
 )
-NORMAL_DENIED = re.compile(
-    r"\b(?:not|no longer|limits? of|less than|below|otherwise)(?: \w+ly)? $|\bnear(?:ly)?[ -]$|\b(?:not|cannot be) $"
-)
+NORMAL_DENIED = re.compile(r"\b(?:not|no longer|limits? of|less than|below)(?: \w+ly)? $|\bnear(?:ly)?[ -]$|\b(?:not|cannot be) $")
 NO_ABNORMALITY = re.compile(
-    r"\b(?:no|without)(?: (?:evidence of|evidence for|radiographic|findings? of))?(?: [\w/-]+,?){0,7}? (?:abnormalit(?:y|ies)"
+    r"\b(?:no|without|negative for)(?: (?:evidence of|evidence for|radiographic|findings? of))?(?: [\w/-]+,?){0,7}? (?:abnormalit(?:y|ies)"
     r"|process(?:es)?|diseases?|findings?|patholog(?:y|ies)|injur(?:y|ies))\b"
 )
 NORMAL_CHEST = re.compile(
@@ -178,16 +180,7 @@ COVERED: dict[str, tuple[str, ...]] = {
 """Part that is called normal -> findings that this denies. Clear lungs deny lung opacity and so everything below it in CheXpert's tree."""
 
 _LUNG_PLACES = frozenset(
-    {
-        "upper lung zone",
-        "mid lung zone",
-        "lower lung zone",
-        "hilar structures",
-        "apical zone",
-        "costophrenic angle",
-        "hemidiaphragm",
-        "lung",
-    }
+    {"upper lung zone", "mid lung zone", "lower lung zone", "hilar structures", "apical zone", "costophrenic angle", "lung"}
 )
 _SKELETAL_PLACES = frozenset({"spine", "clavicle", "ribs", "bones"})
 PLACES_FOR: dict[str, frozenset[str]] = {
