@@ -1,0 +1,105 @@
+"""Stored DICOM values -> display greys: modality transform, window or VOI LUT, polarity (PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.4 N.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssacl.data.refusals import RefusedImageError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Grey = NDArray[np.uint8] | NDArray[np.uint16]
+_CLIPPED_PERCENT = 0.5
+_MIN_LEVELS = 16
+_GREY_TOLERANCE = 3.0
+
+
+def render(ds: Dataset, bits: int) -> tuple[Grey, bool]:
+    """The pixels [H, W] as they are to be seen, and whether the header declared their polarity (false for colour files).
+
+    All steps act on single values, so they are computed once per possible value and looked up. Without a window, deep files are
+    stretched between their 0.5th and 99.5th percentiles and 8-bit files stay as they are.
+
+    Raises
+    ------
+    RefusedImageError
+        Colour that is not grey.
+    """
+    from pydicom.pixels import pixel_array
+
+    stored = pixel_array(ds)
+    if stored.ndim == 3 and stored.shape[-1] == 3:
+        if not is_grey(stored):
+            raise RefusedImageError("colour")
+        return stretch(stored[..., 1].astype(np.int64), bits) if stored.dtype != np.uint8 else np.ascontiguousarray(stored[..., 1]), False
+    if stored.ndim != 2 or not str(ds.get("PhotometricInterpretation", "")).startswith("MONOCHROME"):
+        raise RefusedImageError("colour")
+    first = int(stored.min())
+    # More than 16 bits would make the table large; radiographs have at most 16.
+    if stored.dtype.kind not in "iu" or int(stored.max()) - first >= 1 << 16:
+        raise RefusedImageError("unreadable")
+    used = np.arange(first, int(stored.max()) + 1)
+    table = _display_table(ds, stored, used, bits)
+    # The standard ties INVERSE to MONOCHROME1 in DX; files that carry both mean one inversion.
+    if ds.PhotometricInterpretation == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE":
+        table = ~table
+    table[_padding(ds, used)] = 0
+    shown: Grey = table[stored.astype(np.int64) - first]
+    return shown, True
+
+
+def stretch(values: NDArray[np.int64], bits: int) -> Grey:
+    """`values` [H, W] over the full range of `bits`, clipped at the 0.5th and 99.5th percentile."""
+    low, high = np.percentile(values, [_CLIPPED_PERCENT, 100 - _CLIPPED_PERCENT])
+    return _scaled(values.astype(np.float64), float(low), float(high), bits)
+
+
+def is_grey(values: NDArray[Any]) -> bool:
+    """Whether three channels [H, W, 3] hold one grey picture; a few coloured pixels (a marker) do not count."""
+    spread = values.max(axis=2).astype(np.float64) - values.min(axis=2)
+    return float(spread.mean()) <= _GREY_TOLERANCE * (1 if values.dtype == np.uint8 else 257)
+
+
+def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], bits: int) -> Grey:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    # pydicom takes the output range of a window from BitsStored: the table must have the stored type.
+    modal = np.asarray(apply_modality_lut(used.astype(stored.dtype), ds))
+    if "VOILUTSequence" in ds or ("WindowCenter" in ds and "WindowWidth" in ds):
+        try:
+            shown = np.asarray(apply_voi_lut(modal.copy(), ds), dtype=np.float64)
+            table = _scaled(shown, float(shown.min()), float(shown.max()), bits)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError):
+            table = None  # A window that the standard forbids: as if there were none.
+        # A window beside the values makes a picture of one or two greys: do not believe it.
+        if table is not None and len(np.unique(table)) >= min(_MIN_LEVELS, len(used)):
+            return table
+    values = modal.astype(np.float64)
+    if stored.dtype.itemsize == 1 and bool((values == used).all()):
+        return _scaled(values, 0, 255, bits) if used[0] >= 0 else _scaled(values, -128, 127, bits)
+    counts = np.bincount((stored.astype(np.int64) - used[0]).ravel(), minlength=len(used))
+    counts[_padding(ds, used)] = 0
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(counts[order]) / max(counts.sum(), 1)
+    low, high = np.searchsorted(share, [_CLIPPED_PERCENT / 100, 1 - _CLIPPED_PERCENT / 100])
+    return _scaled(values, float(values[order[low]]), float(values[order[min(high, len(order) - 1)]]), bits)
+
+
+def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the values in use are padding, PS3.3 C.7.5.1.1.2; all False where padding is not declared."""
+    value = ds.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(len(used), dtype=bool)
+    limit = ds.get("PixelPaddingRangeLimit")
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    return (used >= low) & (used <= high)
+
+
+def _scaled(values: NDArray[np.float64], low: float, high: float, bits: int) -> Grey:
+    top = (1 << bits) - 1
+    unit = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * top
+    return np.rint(unit).astype(np.uint8 if bits == 8 else np.uint16)
