@@ -20,15 +20,17 @@ class LanguageDecoder(nn.Module):
 
     Positions run over all slots, masked ones included, in training and must do so in generation: pass `position_ids` there.
 
+    `exact_vocab` gives a model from scratch `config.vocab_size` rows, however small the tokenizer.
+
     Raises
     ------
     ConfigError
         The tokenizer does not fit the vocabulary, or the local folder cannot be read.
     """
 
-    def __init__(self, config: LanguageConfig, tokenizer: Any) -> None:
+    def __init__(self, config: LanguageConfig, tokenizer: Any, exact_vocab: bool = False) -> None:
         super().__init__()
-        self.model = _pretrained(config, tokenizer) if config.name_or_path else _from_scratch(config, tokenizer)
+        self.model = _pretrained(config, tokenizer) if config.name_or_path else _from_scratch(config, tokenizer, exact_vocab)
         self.lora = config.lora_rank > 0
         if self.lora:
             _add_lora(self.model, config.lora_rank)
@@ -91,7 +93,7 @@ def pack_text(batch: Batch, gapless: bool) -> PackedText:
     return PackedText(ids, mask, is_report)
 
 
-def _from_scratch(config: LanguageConfig, tokenizer: Any) -> Any:
+def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     vocab_size = len(tokenizer)
@@ -102,7 +104,7 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any) -> Any:
         )
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocab_size,
+            vocab_size=config.vocab_size if exact_vocab else vocab_size,
             n_positions=config.max_positions,
             n_embd=config.width,
             n_layer=config.depth,

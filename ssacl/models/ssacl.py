@@ -54,8 +54,8 @@ class Encoded:
     """[B, M, T]: attention-pooled local features of the leaves, in the text encoder's space."""
     local_BND: Tensor
     """Patches after the middle block."""
-    contexts: tuple[Tensor, ...] = ()
-    """Inputs of every block, for further queries; `SSACL.encode` keeps them."""
+    contexts_BLTD: Tensor | None = None
+    """Inputs of the L blocks, for further queries; `SSACL.encode` keeps them."""
 
 
 class SSACL(nn.Module):
@@ -68,7 +68,8 @@ class SSACL(nn.Module):
     losses
         Weights and variants.
     tokenizers
-        Text and language tokenizers; their sizes are the vocabulary sizes.
+        Text and language tokenizers; their sizes are the vocabulary sizes (in the `official` wiring: those of `config`, as its checkpoints
+        have them).
     uncertain
         What an uncertain finding counts as in the findings stage (`DataConfig.uncertain`).
 
@@ -96,8 +97,9 @@ class SSACL(nn.Module):
                 f"The text tokenizer has {vocab_size} tokens, model.text.vocab_size allows {text.vocab_size}: raise it, or train a smaller "
                 "tokenizer with `ssacl data tokenizer`."
             )
-        self.text = TextEncoder(text, vocab_size, tokenizers.text.token_to_id("[PAD]") or 0)
-        self.language = LanguageDecoder(config.language, tokenizers.lm)
+        # A released checkpoint may have more rows than its tokenizer has words.
+        self.text = TextEncoder(text, text.vocab_size if self.official else vocab_size, tokenizers.text.token_to_id("[PAD]") or 0)
+        self.language = LanguageDecoder(config.language, tokenizers.lm, exact_vocab=self.official)
         self.img_mlp = nn.Linear(vision.width, text.width)
         self.bert_proj = nn.Linear(text.width, vision.width)
         self.opt_proj = nn.Linear(vision.width, self.language.width)
@@ -271,7 +273,9 @@ class SSACL(nn.Module):
         local = latent.local_BVD
         region = self.region(attention[:, leaf_nodes].to(local.dtype) @ local)
         pooled = torch.cat([latent.patches_BVD.mean(1), latent.cls_BD], -1)
-        return Encoded(nodes, nodes[:, leaf_nodes], latent.cls_BD, latent.patches_BVD, attention, pooled, region, local, latent.contexts)
+        return Encoded(
+            nodes, nodes[:, leaf_nodes], latent.cls_BD, latent.patches_BVD, attention, pooled, region, local, latent.contexts_BLTD
+        )
 
     def prefix(self, encoded: Encoded, leaf_mask_BM: Tensor) -> tuple[Tensor, Tensor]:
         """The language model's prefix [B, M + 1 + N, W] and its mask (bool): kept leaves and all patches, never the class token.
@@ -300,7 +304,8 @@ class SSACL(nn.Module):
         phrase_BT = self.text(phrase_ids, phrase_mask)
         ground = self.losses.grounding
         if not (ground.enabled and ground.region_text > 0):
-            _, attention = self.encoder.probe(self.bert_proj(phrase_BT)[:, None], encoded.contexts)
+            assert encoded.contexts_BLTD is not None, "phrases need what `encode` gives"
+            _, attention = self.encoder.probe(self.bert_proj(phrase_BT)[:, None], encoded.contexts_BLTD)
             attention = attention[:, 0]
         else:
             phrase = nn.functional.normalize(phrase_BT.float(), dim=-1)[:, :, None]

@@ -36,8 +36,8 @@ class Latent:
     `official` wiring the class token's row is the last one."""
     local_BVD: Tensor
     """Patches after the middle block: still local, as pooled region features want them."""
-    contexts: tuple[Tensor, ...] = ()
-    """Input of every block, [B, V(+1), D]; kept on request, so that further queries can be asked without another pass."""
+    contexts_BLTD: Tensor | None = None
+    """Inputs of the L blocks, without readers; kept on request, so that further queries can be asked without another pass."""
 
 
 class Attention(nn.Module):
@@ -163,17 +163,17 @@ class VisionEncoder(nn.Module):
         attention = x.new_zeros(B, 0, end - first) if weights is None else weights[..., 1:].mean(1)
         queries = x[:, end : x.shape[1] - 1] if class_reads else x[:, end:]
         cls_out = x[:, -1] if class_reads else x[:, 0]
-        return Latent(queries, cls_out, x[:, first:end], attention, local, tuple(contexts))
+        return Latent(queries, cls_out, x[:, first:end], attention, local, torch.stack(contexts, 1) if keep_contexts else None)
 
-    def probe(self, queries_BKD: Tensor, contexts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Ask further queries of an encoded image: exactly what they would have given in the pass that kept `contexts`.
+    def probe(self, queries_BKD: Tensor, contexts_BLTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Ask further queries of an encoded image: exactly what they would have given in the pass that kept the contexts.
 
         Returns outputs [B, K, D] and the last block's attention to the patches [B, K, N], mean over heads.
         """
         num_readers = queries_BKD.shape[1]
         first = 0 if self.class_reads else 1
-        readers, weights = queries_BKD.to(contexts[0].dtype), None
-        for block, context in zip(self.blocks, contexts, strict=True):
+        readers, weights = queries_BKD.to(contexts_BLTD.dtype), None
+        for block, context in zip(self.blocks, contexts_BLTD.unbind(1), strict=True):
             x, weights = block(torch.cat([context, readers], 1), num_readers, first)
             readers = x[:, -num_readers:]
         assert weights is not None
