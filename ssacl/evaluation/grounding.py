@@ -12,36 +12,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from ssacl.anatomy import INNER_NODES, LEAVES, NODE_INDEX, NODES, mirrored
 from ssacl.errors import DataError
-from ssacl.inference.maps import SMOOTHING_CELLS, normalised_map
+from ssacl.evaluation.map_measures import Maps, Masks, Measured, Threshold, iou_at, measure
+from ssacl.inference.maps import SMOOTHING_CELLS
 
-HIT_RADIUS = 16 / 224
-"""A maximum this near to the mask, as a share of the side, is a hit (16 px on a 224 px picture)."""
-NUM_LEVELS = 256
-"""Maps are quantised to this many shares of their maximum before a threshold is applied."""
 RELATIVE_GRID: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
 AREA_GRID: tuple[float, ...] = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)
-
-Maps = NDArray[np.floating[Any]]
-Masks = NDArray[np.bool_]
 
 
 def node_group(node: str) -> str:
     """Nodes that share one IoU threshold: right and left twins; every other node has its own."""
     return node.partition(" ")[2] if mirrored(node) != node else node
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a map is cut: "relative" keeps pixels >= value x maximum; "area" keeps the brightest share `value` of the square."""
-
-    kind: str
-    value: float
 
 
 @dataclass(frozen=True)
@@ -123,8 +107,8 @@ def grounding_scores(
     missing = [node for node in nodes if node not in threshold]
     if missing:
         raise DataError(f"No threshold for {len(missing)} nodes (first: '{missing[0]}'); choose them on validation cases of all nodes.")
-    measured = _measure(maps, masks, sigma_cells)
-    ious = np.stack([_iou(measured, column, threshold[node]) for column, node in enumerate(nodes)], axis=1)
+    measured = measure(maps, masks, sigma_cells)
+    ious = np.stack([iou_at(measured, column, threshold[node]) for column, node in enumerate(nodes)], axis=1)
     by_node = {node: _node_scores(measured, ious, column, threshold[node]) for column, node in enumerate(nodes)}
     return GroundingScores(num_cases=len(maps), nodes=by_node)
 
@@ -137,7 +121,7 @@ def choose_threshold(
     A group that no case shows gets half the maximum.
     """
     _check(maps, masks, nodes)
-    measured = _measure(maps, masks, sigma_cells)
+    measured = measure(maps, masks, sigma_cells)
     candidates = [*(Threshold("relative", value) for value in RELATIVE_GRID), *(Threshold("area", value) for value in AREA_GRID)]
     columns: dict[str, list[int]] = {}
     for column, node in enumerate(nodes):
@@ -147,7 +131,7 @@ def choose_threshold(
         best, best_iou = Threshold("relative", 0.5), -1.0
         shown = np.concatenate([measured.shown[:, column] for column in group])
         for candidate in candidates if shown.any() else ():
-            iou = float(np.concatenate([_iou(measured, column, candidate) for column in group])[shown].mean())
+            iou = float(np.concatenate([iou_at(measured, column, candidate) for column in group])[shown].mean())
             if iou > best_iou:
                 best, best_iou = candidate, iou
         chosen.update({nodes[column]: best for column in group})
@@ -209,105 +193,7 @@ def summary_rows(scores: Mapping[str, GroundingScores]) -> list[dict[str, Any]]:
     return rows
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Everything that the scores need, without pixels."""
-
-    shown: NDArray[np.bool_]
-    """[n, K] the mask has pixels."""
-    hit: NDArray[np.bool_]
-    """[n, K]."""
-    map_centroid: NDArray[np.float64]
-    """[n, K, 2] (x, y) in [-1, 1], of the map before smoothing."""
-    mask_centroid: NDArray[np.float64]
-    kept: NDArray[np.int64]
-    """[n, K, NUM_LEVELS] pixels at or above each level."""
-    kept_in_mask: NDArray[np.int64]
-    area: NDArray[np.int64]
-    """[n, K] mask pixels."""
-
-
-def _measure(maps: Maps, masks: Masks, sigma_cells: float) -> _Measured:
-    num_cases, num_nodes, side = masks.shape[:3]
-    shape = (num_cases, num_nodes)
-    hit = np.zeros(shape, dtype=bool)
-    kept = np.zeros((*shape, NUM_LEVELS), dtype=np.int64)
-    kept_in_mask = np.zeros_like(kept)
-    offsets = np.arange(num_nodes, dtype=np.int64)[:, None] * NUM_LEVELS
-    for case in range(num_cases):
-        image = _upsampled(maps[case], side, sigma_cells)
-        hit[case] = _hits(image, masks[case])
-        level = (image.reshape(num_nodes, -1) * (NUM_LEVELS - 1)).astype(np.int64) + offsets
-        inside = masks[case].reshape(num_nodes, -1)
-        kept[case] = _at_or_above(np.bincount(level.ravel(), minlength=num_nodes * NUM_LEVELS), num_nodes)
-        kept_in_mask[case] = _at_or_above(np.bincount(level[inside], minlength=num_nodes * NUM_LEVELS), num_nodes)
-    area = masks.sum(axis=(2, 3), dtype=np.int64)
-    return _Measured(area > 0, hit, _centroids(maps), _centroids(masks), kept, kept_in_mask, area)
-
-
-def _upsampled(case_maps: Maps, side: int, sigma_cells: float) -> NDArray[np.float32]:
-    """[K, S, S] smoothed, resized, scaled to a maximum of 1."""
-    smooth = case_maps
-    if sigma_cells > 0:
-        smooth = np.stack([normalised_map(each, sigma_cells) for each in case_maps])
-    image = torch.from_numpy(np.array(smooth, dtype=np.float32))[None]
-    if image.shape[-1] != side:
-        image = functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
-    peak = image.amax(dim=(2, 3), keepdim=True)
-    scaled: NDArray[np.float32] = torch.where(peak > 0, image / peak.clamp_min(1e-30), torch.ones(()))[0].numpy()
-    return scaled
-
-
-def _hits(image: NDArray[np.float32], masks: Masks) -> NDArray[np.bool_]:
-    """[K] is there a mask pixel within the hit radius of the maximum (of its plateau's middle, where it is flat)."""
-    side = image.shape[-1]
-    radius = HIT_RADIUS * side
-    reach = int(radius)
-    offsets = np.arange(-reach, reach + 1)
-    disc = offsets[:, None] ** 2 + offsets[None] ** 2 <= radius**2
-    hits = np.zeros(len(image), dtype=bool)
-    for index, (each, mask) in enumerate(zip(image, masks, strict=True)):
-        # An average mask is flat where all cases agree; its corner would be an unfair point.
-        ys, xs = np.nonzero(each >= 1.0 - 1e-6)
-        nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
-        y, x = int(ys[nearest]), int(xs[nearest])
-        y0, y1, x0, x1 = max(0, y - reach), min(side, y + reach + 1), max(0, x - reach), min(side, x + reach + 1)
-        window = disc[y0 - y + reach : y1 - y + reach, x0 - x + reach : x1 - x + reach]
-        hits[index] = bool((mask[y0:y1, x0:x1] & window).any())
-    return hits
-
-
-def _at_or_above(counts: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
-    return np.cumsum(counts.reshape(num_nodes, NUM_LEVELS)[:, ::-1], axis=1)[:, ::-1]
-
-
-def _centroids(maps: NDArray[Any]) -> NDArray[np.float64]:
-    """[n, K, 2] centroid (x, y) in [-1, 1] of maps or masks [n, K, s, s]; the middle where there is no mass."""
-    side = maps.shape[-1]
-    ticks = (np.arange(side) * 2 + 1) / side - 1
-    across = maps.sum(axis=2, dtype=np.float64)
-    down = maps.sum(axis=3, dtype=np.float64)
-    mass = across.sum(axis=-1)
-    safe = np.where(mass > 0, mass, 1.0)
-    return np.stack((across @ ticks / safe, down @ ticks / safe), axis=-1)
-
-
-def _iou(measured: _Measured, column: int, threshold: Threshold) -> NDArray[np.float64]:
-    """[n] IoU of the cut map with the mask; 0 where there is no mask."""
-    kept, area = measured.kept[:, column], measured.area[:, column]
-    if threshold.kind == "relative":
-        level = np.full(len(kept), int(np.ceil(threshold.value * (NUM_LEVELS - 1))))
-    else:
-        wanted = threshold.value * kept[:, 0]
-        # The highest level that keeps at least the wanted area; ties in a map can keep more.
-        level = (kept >= wanted[:, None]).sum(axis=1) - 1
-    rows = np.arange(len(kept))
-    overlap = measured.kept_in_mask[rows, column, level]
-    union = kept[rows, level] + area - overlap
-    return np.asarray(overlap / np.maximum(union, 1), dtype=np.float64)
-
-
-def _node_scores(measured: _Measured, ious: NDArray[np.float64], column: int, threshold: Threshold) -> NodeScores:
+def _node_scores(measured: Measured, ious: NDArray[np.float64], column: int, threshold: Threshold) -> NodeScores:
     shown = measured.shown[:, column]
     if not shown.any():
         return NodeScores(0, None, None, None, None, None, threshold)
