@@ -185,7 +185,8 @@ _LUNG_PLACES = frozenset(
 _SKELETAL_PLACES = frozenset({"spine", "clavicle", "ribs", "bones"})
 PLACES_FOR: dict[str, frozenset[str]] = {
     **dict.fromkeys(("Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"), _LUNG_PLACES),
-    **dict.fromkeys(("Pneumothorax", "Pleural Effusion", "Pleural Other"), _LUNG_PLACES),
+    **dict.fromkeys(("Pneumothorax", "Pleural Effusion"), _LUNG_PLACES),
+    "Pleural Other": _LUNG_PLACES | {"hemidiaphragm"},
     "Enlarged Cardiomediastinum": frozenset(),
     "Cardiomegaly": frozenset(),
     "Fracture": _SKELETAL_PLACES,
@@ -199,7 +200,7 @@ DEFAULT_PLACE: dict[str, tuple[str, ...]] = {
     "Atelectasis": ("lower lung zone",),
     "Pneumothorax": ("apical zone", "upper lung zone"),
     "Pleural Effusion": ("costophrenic angle", "lower lung zone"),
-    "Pleural Other": ("costophrenic angle", "apical zone"),
+    "Pleural Other": ("mid lung zone", "costophrenic angle"),
     "Enlarged Cardiomediastinum": ("mediastinum",),
     "Cardiomegaly": ("heart",),
     "Fracture": ("bones",),
@@ -211,7 +212,11 @@ DEVICE_PLACE: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
     for words, places in (
         (r"endo-?tracheal|\bet ?-?tube|tracheostomy", ("trachea", "carina")),
         (r"naso-?gastric|oro-?gastric|enteric|feeding|\b(?:ng|og|peg|g|j|gj)[ -]?tube|dobb?-?hoff|gastr", ("abdomen",)),
-        (r"picc|central|venous|jugular|subclavian|port|swan|catheter|dialysis|\bij\b", ("superior vena cava", "cavoatrial junction")),
+        (
+            r"picc|central|venous|jugular|subclavian|\bport\b|port-a|mediport|swan|catheter|dialysis"
+            r"|\bij\b",
+            ("superior vena cava", "cavoatrial junction"),
+        ),
         (r"pace|pacing|icd|defib|lead", ("superior vena cava", "right atrium")),
         (r"chest tube|thoracostomy|pleural|pigtail|drain", ("mid lung zone", "lower lung zone")),
         (r"wires|sternotomy", ("upper mediastinum",)),

@@ -1,0 +1,250 @@
+"""The two tokenizers of a model: WordPiece for the text encoder, byte-level BPE for the language model.
+
+They are trained from the corpus, or loaded from a folder or object storage that holds `wordpiece.json` and `language_model/` (a Hugging
+Face tokenizer). Loading a GPT-2 or another causal LM's own tokenizer works the same way: put its files under `language_model/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from ssacl.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from ssacl.data.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+TEXT_FILE = "wordpiece.json"
+LM_FOLDER = "language_model"
+LM_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+"""Files that a Hugging Face tokenizer may consist of; the first is always there, the LM's weights are none of ours."""
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+END = "<|endoftext|>"
+_UNK = SPECIAL[1]
+
+
+class Tokenizers:
+    """The pair that a model is trained with.
+
+    Parameters
+    ----------
+    text
+        `tokenizers.Tokenizer`; must know [PAD], [UNK] and [CLS]. Encoding with special tokens puts [CLS] in front.
+    lm
+        `transformers.PreTrainedTokenizerFast`; a missing pad token becomes the end-of-text token.
+
+    Raises
+    ------
+    CheckpointError
+        A special token is missing, or the newline, which ends prompts and reports, is not one token of `lm`.
+    """
+
+    def __init__(self, text: Any, lm: Any) -> None:
+        missing = [token for token in ("[PAD]", "[UNK]", "[CLS]") if text.token_to_id(token) is None]
+        if missing:
+            raise CheckpointError(f"{TEXT_FILE} has no {', '.join(missing)}; train tokenizers with `ssacl data tokenizer`.")
+        if text.post_processor is None:
+            text.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", text.token_to_id("[CLS]"))])
+        text.no_padding()
+        text.no_truncation()
+        if lm.pad_token is None:
+            if lm.eos_token is None:
+                raise CheckpointError(
+                    f"The tokenizer in {LM_FOLDER}/ has neither a pad nor an end-of-text token; set one in its configuration."
+                )
+            lm.pad_token = lm.eos_token
+        newline = lm.encode("\n", add_special_tokens=False)
+        if len(newline) != 1 or newline[0] == lm.pad_token_id:
+            raise CheckpointError(
+                f"The tokenizer in {LM_FOLDER}/ writes a newline as {len(newline)} tokens; reports need one token that ends them."
+            )
+        self.text = text
+        self.lm = lm
+        self.newline_id: int = newline[0]
+
+    @property
+    def text_pad_id(self) -> int:
+        return int(self.text.token_to_id("[PAD]"))
+
+    @property
+    def lm_pad_id(self) -> int:
+        return int(self.lm.pad_token_id)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over both vocabularies and rules: equal for tokenizers that encode alike, whatever their formatting on disk."""
+        # Truncation and padding are set per call, so they are no part of what a checkpoint depends on.
+        trees = [json.loads(tokenizer.to_str()) for tokenizer in (self.text, self.lm.backend_tokenizer)]
+        for tree in trees:
+            tree.pop("truncation", None)
+            tree.pop("padding", None)
+        trees.append({"pad": self.lm_pad_id, "newline": self.newline_id})
+        return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()
+
+    def text_ids(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of `text` with a leading [CLS], cut to `max_tokens`."""
+        ids: list[int] = self.text.encode(text).ids
+        return ids[:max_tokens]
+
+    def lm_ids(self, text: str) -> list[int]:
+        """Ids of `text` for the language model, no special tokens, no cut."""
+        ids: list[int] = self.lm.encode(text, add_special_tokens=False)
+        return ids
+
+    def leaf_names_ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Names without [CLS] (as released), padded to the longest: ids [M, L] int64, mask [M, L] bool."""
+        rows = [self.text.encode(name, add_special_tokens=False).ids for name in names]
+        return pad(rows, self.text_pad_id)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `wordpiece.json` and `language_model/`; each file appears whole or not at all."""
+        folder = Path(folder)
+        (folder / LM_FOLDER).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizers-") as name:
+            work = Path(name)
+            self.text.save(str(work / TEXT_FILE))
+            self.lm.save_pretrained(str(work / LM_FOLDER))
+            os.replace(work / TEXT_FILE, folder / TEXT_FILE)
+            for path in sorted((work / LM_FOLDER).iterdir()):
+                os.replace(path, folder / LM_FOLDER / path.name)
+
+    @classmethod
+    def load(cls, source: str | Path | Storage) -> Tokenizers:
+        """Read what `save` wrote, from a folder, an s3:// prefix, or an open storage.
+
+        Raises
+        ------
+        DataError
+            No tokenizers there.
+        CheckpointError
+            The files are damaged, or see the class.
+        StorageError
+            The storage cannot be reached.
+        """
+        if not isinstance(source, str | Path):
+            return cls._download(source)
+        if isinstance(source, str) and "://" in source:
+            from ssacl.data.storage import open_storage
+
+            return cls._download(open_storage(source))
+        folder = Path(source)
+        if not (folder / TEXT_FILE).is_file() or not (folder / LM_FOLDER).is_dir():
+            raise DataError(f"No tokenizers in {folder} ({TEXT_FILE} and {LM_FOLDER}/); train them with `ssacl data tokenizer`.")
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            text = Tokenizer.from_file(str(folder / TEXT_FILE))
+            lm = PreTrainedTokenizerFast.from_pretrained(str(folder / LM_FOLDER), local_files_only=True)
+        # The Rust side raises bare Exception for a damaged file.
+        except Exception as error:
+            raise CheckpointError(f"The tokenizers in {folder} cannot be read; train them again with `ssacl data tokenizer`.") from error
+        return cls(text, lm)
+
+    @classmethod
+    def _download(cls, storage: Storage) -> Tokenizers:
+        from ssacl.data.storage import MissingObjectError
+
+        with tempfile.TemporaryDirectory(prefix="ssacl-tokenizers-") as name:
+            folder = Path(name)
+            (folder / LM_FOLDER).mkdir()
+            for key in (TEXT_FILE, *(f"{LM_FOLDER}/{file}" for file in LM_FILES)):
+                try:
+                    (folder / key).write_bytes(storage.read(key))
+                except MissingObjectError as error:
+                    if key in (TEXT_FILE, f"{LM_FOLDER}/{LM_FILES[0]}"):
+                        raise DataError(
+                            f"No tokenizers at {storage.url} ({key} is missing); train them with `ssacl data tokenizer`."
+                        ) from error
+            return cls.load(folder)
+
+    def upload(self, storage: Storage) -> None:
+        """Write the same files to an open storage, `wordpiece.json` last."""
+        with tempfile.TemporaryDirectory(prefix="ssacl-tokenizers-") as name:
+            self.save(name)
+            for path in sorted((Path(name) / LM_FOLDER).iterdir()):
+                storage.upload(f"{LM_FOLDER}/{path.name}", path)
+            storage.upload(TEXT_FILE, Path(name) / TEXT_FILE)
+
+
+def train_tokenizers(texts: Iterable[str], text_vocab_size: int = 30000, lm_vocab_size: int = 50257) -> Tokenizers:
+    """Train both from report texts. The same texts give the same tokenizers, in whatever order they come.
+
+    Small corpora give smaller vocabularies than asked for. Leaf names and finding names are added to the text encoder's corpus, so that no
+    query is spelled in single letters.
+
+    Raises
+    ------
+    DataError
+        No text at all.
+    """
+    from ssacl.anatomy import FINDINGS, NODES
+
+    # Sorted: equal counts are broken by the order in which pairs are first seen.
+    corpus = sorted(text for text in texts if text.strip())
+    if not corpus:
+        raise DataError(
+            "There is no report text to train tokenizers from; ingest studies with reports, or give tokenizers with data.tokenizer_url."
+        )
+    names = [", ".join(FINDINGS), ", ".join(NODES)] * 3
+    text = _train_wordpiece([*corpus, *names], text_vocab_size)
+    lm = _train_bpe([f"{line}\n" for line in (*corpus, *names)], lm_vocab_size)
+    logger.info("tokenizers trained on %d reports: %d text tokens, %d language-model tokens", len(corpus), text.get_vocab_size(), len(lm))
+    return Tokenizers(text, lm)
+
+
+def _train_wordpiece(corpus: Sequence[str], vocab_size: int) -> Any:
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(models.WordPiece(unk_token=_UNK))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    # The trainer numbers "##x" pieces in the order of a hash map that differs from run to run, and breaks ties between merges by number:
+    # all single characters are named in advance, as special tokens for the training only.
+    characters = sorted({character for text in corpus for character in normalizer.normalize_str(text) if not character.isspace()})
+    alphabet = [*characters, *(f"##{character}" for character in characters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *alphabet], show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer=trainer)
+    final = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=_UNK, max_input_chars_per_word=100))
+    final.normalizer, final.pre_tokenizer, final.decoder = normalizer, splitter, decoders.WordPiece()
+    final.add_special_tokens(list(SPECIAL))
+    return final
+
+
+def _train_bpe(corpus: Sequence[str], vocab_size: int) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # The newline stands alone, so that "end of report" is one token and never part of another.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus, trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, min_length: int = 1) -> tuple[Tensor, Tensor]:
+    """Right-pad id lists to the longest: ids [B, L] int64, mask [B, L] bool; L is at least `min_length`."""
+    length = max([min_length, *(len(row) for row in rows)])
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[index, : len(row)] = True
+    return ids, mask
