@@ -161,21 +161,31 @@ def random_maps(num_cases: int, grid: int, seed: int = 0, num_nodes: int = len(N
 
 
 def scores_with_baselines(
-    maps: Maps, masks: Masks, validation_maps: Maps, validation_masks: Masks, *, nodes: Sequence[str] = NODES, seed: int = 0
+    maps: Maps,
+    masks: Masks,
+    validation_maps: Maps,
+    validation_masks: Masks,
+    *,
+    nodes: Sequence[str] = NODES,
+    sigma_cells: float = SMOOTHING_CELLS,
+    seed: int = 0,
 ) -> dict[str, GroundingScores]:
-    """Scores of `model`, `average_mask` (of the validation cases), `centre` and `random`, each cut at its own validation threshold."""
+    """Scores of `model`, `average_mask` (of the validation cases), `centre` and `random`, each cut at its own validation threshold.
+
+    `sigma_cells` smooths the model's maps: 0 for `DraftReport.anatomy_maps`, which are smooth already. See `grounding_scores`.
+    """
     _check(maps, masks, nodes)
     grid, num_cases, num_fit, num_nodes = maps.shape[-1], len(maps), len(validation_maps), len(nodes)
     pairs: dict[str, tuple[Maps, Maps, float]] = {
-        "model": (validation_maps, maps, SMOOTHING_CELLS),
+        "model": (validation_maps, maps, sigma_cells),
         "average_mask": (average_mask_maps(validation_masks, num_fit), average_mask_maps(validation_masks, num_cases), 0.0),
         "centre": (centre_maps(num_fit, grid, num_nodes), centre_maps(num_cases, grid, num_nodes), 0.0),
         "random": (random_maps(num_fit, grid, seed, num_nodes), random_maps(num_cases, grid, seed + 1, num_nodes), SMOOTHING_CELLS),
     }
     scores = {}
-    for name, (fit_maps, test_maps, sigma_cells) in pairs.items():
-        threshold = choose_threshold(fit_maps, validation_masks, nodes=nodes, sigma_cells=sigma_cells)
-        scores[name] = grounding_scores(test_maps, masks, threshold, nodes=nodes, sigma_cells=sigma_cells)
+    for name, (fit_maps, test_maps, sigma) in pairs.items():
+        threshold = choose_threshold(fit_maps, validation_masks, nodes=nodes, sigma_cells=sigma)
+        scores[name] = grounding_scores(test_maps, masks, threshold, nodes=nodes, sigma_cells=sigma)
     return scores
 
 
