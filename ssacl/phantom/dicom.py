@@ -12,7 +12,7 @@ from ssacl import __version__
 from ssacl.errors import SSACLError
 from ssacl.phantom.study import PhantomStudy
 
-DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1.1"
+DX_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1"
 _FAMILY = ("Ashgrove", "Birkby", "Calloway", "Dunmere", "Elstow", "Farrow", "Glenholt", "Harwick", "Inglemoor", "Jessop", "Kelby", "Lorrin")
 _GIVEN = ("Avery", "Blair", "Carey", "Devon", "Emery", "Finley", "Greer", "Harper", "Indigo", "Jules", "Kerry", "Lane")
 FILM_MM = 430.0

@@ -237,7 +237,7 @@ class Anatomy:
     def clavicle(self, side: int) -> tuple[Field, Field]:
         """(distance inside the bone, share 0..1 of the way from its inner to its outer end), both [S, S]."""
         along = (side * self.front_u - 0.11) / 0.86
-        distance = np.float32(0.042) - np.abs(self.v - self.clavicle_v(along))
+        distance = np.float32(0.048) - np.abs(self.v - self.clavicle_v(along))
         distance = np.minimum(distance, 0.86 * np.minimum(along, 1 - along))
         return distance.astype(np.float32), along
 

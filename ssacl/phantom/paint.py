@@ -49,7 +49,7 @@ def _blob(scene: Scene, finding: TrueFinding, radius: float, ragged: float) -> t
 def _opacity(scene: Scene, finding: TrueFinding) -> Mask:
     distance, lung = _blob(scene, finding, 0.24 + 0.1 * finding.place[3], 0.02)
     haze = soft(distance - 0.08, 0.28) * lung
-    scene.extra += (0.14 + 0.16 * finding.amount) * haze
+    scene.extra += (0.2 + 0.18 * finding.amount) * haze
     return haze > 0.25
 
 
@@ -93,7 +93,7 @@ def _edema(scene: Scene, finding: TrueFinding) -> Mask:
         haze = np.maximum(haze, soft(wing - 0.16, 0.34) * soft(anatomy.lungs[side], 2 * anatomy.frame.px))
     # Septal lines: a fine net, strongest where the haze is.
     net = np.abs(scene.noise(56))
-    scene.extra += haze * (0.1 + 0.22 * finding.amount) + haze * (0.16 + 0.22 * finding.amount) * np.clip(0.55 - net, 0, 1)
+    scene.extra += haze * (0.14 + 0.26 * finding.amount) + haze * (0.2 + 0.26 * finding.amount) * np.clip(0.55 - net, 0, 1)
     scene.vessels *= 1 + 0.7 * finding.amount
     return haze > 0.3
 
@@ -133,7 +133,8 @@ def _pneumothorax(scene: Scene, finding: TrueFinding) -> Mask:
     scene.vessels *= 1 - free
     scene.extra -= 0.16 * free
     scene.extra += 0.45 * soft(0.013 - np.abs(line), 1.5 * anatomy.frame.px) * inside * (gap > 0.01)
-    return free > 0.5
+    mask: Mask = free > 0.5
+    return mask
 
 
 def _effusion(scene: Scene, finding: TrueFinding) -> Mask:
@@ -174,7 +175,7 @@ def _pleural_other(scene: Scene, finding: TrueFinding) -> Mask:
     else:
         cover = soft(thick - wall, 2 * anatomy.frame.px) * soft(0.22 - np.abs(share - 0.6).astype(np.float32), 0.08)
     cover = cover * inside
-    scene.extra += (0.45 + 0.25 * finding.amount) * cover
+    scene.extra += (0.5 + 0.3 * finding.amount) * cover
     return np.asarray(cover > 0.4)
 
 
@@ -195,10 +196,11 @@ def _fracture(scene: Scene, finding: TrueFinding) -> Mask:
     beyond = (outward > 0) & (x > at_x) & (x < at_x + 0.3) & on_rib
     shift = np.where(beyond, np.float32(-0.35 - 0.12 * finding.amount), np.float32(0))
     scene.rib_shift = shift if scene.rib_shift is None else scene.rib_shift + shift
-    # A dark fracture line, and the white rim of the overlapping ends.
+    # A dark fracture line through each rib, and the white rim of the overlapping ends.
     near = (outward > 0) & on_rib
+    bone = np.abs(phase - np.floor(phase) - np.float32(0.5)) < 0.27
     gap = near * soft(0.02 - np.abs(x - at_x), 1.5 * anatomy.frame.px)
-    scene.extra += near * 0.32 * soft(0.035 - np.abs(x - at_x - 0.045), 1.5 * anatomy.frame.px) - 0.3 * gap
+    scene.extra += near * bone * 0.4 * soft(0.035 - np.abs(x - at_x - 0.045), 1.5 * anatomy.frame.px) - 0.4 * bone * gap
     return np.asarray(near & (np.abs(x - at_x) < 0.1))
 
 

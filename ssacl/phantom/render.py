@@ -41,17 +41,24 @@ class Scene:
         self.clavicle_steps: dict[int, tuple[float, float]] = {}
 
     def noise(self, cells: int) -> Field:
-        """Smooth noise of zero mean and unit deviation, with `cells` bumps across the film: [S, S]."""
-        size_px = self.anatomy.frame.size_px
-        coarse = self.rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
-        smooth = np.asarray(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
-        return smooth * np.float32(1.35)
+        """Smooth noise of zero mean and about unit deviation, with `cells` bumps across the film: [S, S]."""
+        return smooth_noise(self.rng, cells, self.anatomy.frame.size_px)
 
 
-def expose(scene: Scene) -> NDArray[np.uint16]:
-    """The picture as a detector of 12 bits gives it, bone white: [S, S] uint16, 0..4095."""
-    rng, anatomy = scene.rng, scene.anatomy
-    density = _soft_tissue(scene) + scene.extra
+def smooth_noise(rng: np.random.Generator, cells: int, size_px: int) -> Field:
+    """Smooth noise of zero mean and about unit deviation, with `cells` bumps across the film: [S, S]."""
+    coarse = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
+    smooth = np.asarray(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return smooth * np.float32(1.35)
+
+
+def expose(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """The picture as a detector of 12 bits gives it, bone white: [S, S] uint16, 0..4095.
+
+    `rng` decides on exposure and grain alone: the same patient with and without a finding can be exposed alike.
+    """
+    anatomy = scene.anatomy
+    density = _soft_tissue(scene, rng) + scene.extra
     density += _bones(scene)
     np.clip(density, 0, None, out=density)
     picture = 1 - np.exp(density * np.float32(-rng.uniform(1.05, 1.35)))
@@ -122,7 +129,7 @@ def _grow(
             _grow(branches, rng, points[-1], heading + bend + turn * float(rng.uniform(0.6, 1.5)), side, width * 0.66, level + 1)
 
 
-def _soft_tissue(scene: Scene) -> Field:
+def _soft_tissue(scene: Scene, rng: np.random.Generator) -> Field:
     anatomy = scene.anatomy
     body, u, v, px = anatomy.body, anatomy.u, anatomy.v, anatomy.frame.px
     edge = 2 * px
@@ -149,12 +156,12 @@ def _soft_tissue(scene: Scene) -> Field:
     knob_u, knob_v = anatomy.knob_centre
     density += 0.2 * soft(anatomy.ellipse((knob_u, knob_v), (0.1 * body.knob, 0.1 * body.knob)), 2 * edge)
     bubble = anatomy.ellipse((0.42, body.dome_left + 0.15), (0.17, 0.085))
-    density -= float(scene.rng.uniform(0.15, 0.45)) * soft(bubble, 2 * edge)
+    density -= float(rng.uniform(0.15, 0.45)) * soft(bubble, 2 * edge)
     if body.female:
         for side in (RIGHT, LEFT):
             breast = anatomy.ellipse((side * 0.52, 0.42), (0.36, 0.3 + body.fat))
             density += (0.05 + 0.3 * body.fat) * soft(breast, 3 * edge)
-    density += 0.025 * scene.noise(18)
+    density += 0.025 * smooth_noise(rng, 18, anatomy.frame.size_px)
     return density.astype(np.float32)
 
 
@@ -201,10 +208,10 @@ def _bones(scene: Scene) -> Field:
         step = scene.clavicle_steps.get(side)
         if step is not None:
             share, drop = step
-            broken = np.float32(0.042) - np.abs(v - drop - anatomy.clavicle_v(along))
+            broken = np.float32(0.048) - np.abs(v - drop - anatomy.clavicle_v(along))
             broken = np.minimum(broken, 0.86 * np.minimum(along - (share + 0.035), 1 - along))
             distance = np.maximum(np.minimum(distance, 0.86 * (share - along)), broken)
-        density += 0.36 * soft(distance, edge) * (0.75 + 6 * np.clip(0.03 - distance, 0, 0.04))
+        density += 0.5 * soft(distance, edge) * (0.75 + 6 * np.clip(0.03 - distance, 0, 0.04))
         head = anatomy.ellipse((side * (body.half_width + 0.16 + 0.5 * body.fat), body.top + 0.2), (0.15, 0.16))
         density += 0.25 * soft(head, edge)
     bones: Field = density.astype(np.float32)

@@ -81,7 +81,7 @@ def generate_study(seed: int, index: int, size_px: int = 256, with_truth: bool =
     study_id = "ST" + _digest(seed, "study", index)[:12].upper()
     body = draw_body(np.random.default_rng([seed, 1, patient]))
     # Separate streams: a change in one part (words, noise) leaves the others as they were.
-    draw, words, paint_rng = (np.random.default_rng([seed, stream, index]) for stream in (2, 3, 4))
+    draw, words, brush, exposure = (np.random.default_rng([seed, stream, index]) for stream in (2, 3, 4, 5))
     findings = draw_findings(draw)
     sick = any(item.name in ("Support Devices", "Edema") for item in findings)
     view = "AP" if draw.random() < (0.75 if sick else 0.25) else "PA"
@@ -91,7 +91,7 @@ def generate_study(seed: int, index: int, size_px: int = 256, with_truth: bool =
         body = dataclasses.replace(body, heart_ratio=body.heart_ratio + 0.015)
     pose = draw_pose(draw, view)
     anatomy = Anatomy(body, pose, Frame(pose, size_px))
-    scene = Scene(anatomy, paint_rng)
+    scene = Scene(anatomy, brush)
     masks = [paint(scene, finding) for finding in findings]
     split = split_of(patient_id)
     truth = None
@@ -104,7 +104,7 @@ def generate_study(seed: int, index: int, size_px: int = 256, with_truth: bool =
         split=split,
         view=view,
         report=write_report(findings, view, visit > 0, words),
-        detector=expose(scene),
+        detector=expose(scene, exposure),
         truth=truth,
     )
 

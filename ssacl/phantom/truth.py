@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,7 +114,7 @@ def decode_truth(content: bytes) -> StudyTruth:
         findings = [_finding(item) for item in head["findings"]]
         if len(every) != len(NODES) + len(findings):
             raise ValueError("mask count")
-    except (ValueError, KeyError, TypeError, OSError, zlib.error, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError("A phantom truth file is damaged. Delete the truth folder and write the tree again.") from error
     masks: Mask = every[: len(NODES)]
     found = tuple(dataclasses.replace(item, mask=mask) for item, mask in zip(findings, every[len(NODES) :], strict=True))
@@ -131,7 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read. Delete the phantom's folders and write them again.") from error
