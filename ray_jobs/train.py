@@ -1,0 +1,253 @@
+"""Training on Ray: `ssacl.training.loop` in every worker of one Ray Train group, told live to the driver.
+
+Checkpoints, metrics and the model go to `(run.storage_url, run.name)` by the loop itself; Ray Train starts the group, restarts it when
+a worker dies (the loop then takes up its last checkpoint), and hears the metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ray_jobs.session import ray_session, storage_environment
+from ssacl import errors
+from ssacl.config import Config, parse_config
+from ssacl.errors import ConfigError, SSACLError, TrainingError
+from ssacl.progress import ProgressBar
+from ssacl.training.curves import write_curves
+from ssacl.training.reporter import MetricsLog, Record, describe
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+SILENCE_S = 12.0
+"""The driver says something at least this often."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left; the URLs lie in its storage, the paths on this machine."""
+
+    model_url: str
+    metrics_path: Path
+    curves_png: Path
+    metrics: list[dict[str, Any]] = field(repr=False)
+
+
+def run_training(config: Config, progress: bool = True, address: str | None = None, out_folder: Path | None = None) -> TrainingResult:
+    """Run the stages of `config` with Ray Train; the same `(run.storage_url, run.name)` continues.
+
+    Parameters
+    ----------
+    progress : show a live line.
+    out_folder : where metrics.jsonl and training.png go on this machine; none: runs/<run.name>.
+
+    Raises
+    ------
+    SSACLError
+        As `ssacl.training.loop.train`; a worker's named error arrives by its name.
+    """
+    # Here, so that a wrong address or a storage that is down is told before any worker starts.
+    from ssacl.training.checkpoint import run_storage
+
+    storage = run_storage(config)
+    folder = out_folder or Path("runs") / config.run.name
+    with ray_session(num_cpus=_num_cpus(config), address=address):
+        _require_cpus(config)
+        _fit(config, progress)
+    metrics = MetricsLog.parse(storage.read(MetricsLog.KEY))
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics_path, curves = folder / "metrics.jsonl", folder / "training.png"
+    metrics_path.write_bytes(metrics.dump())
+    write_curves(metrics.records, curves)
+    storage.upload("training.png", curves)
+    return TrainingResult(storage.sub("model").url, metrics_path, curves, metrics.records)
+
+
+def _fit(config: Config, progress: bool) -> None:
+    # The board dies with this block: its handle is the only reference.
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    with tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"config": config.model_dump(mode="json"), "board": board},
+            torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.run.num_train_workers,
+                use_gpu=config.run.use_gpu,
+                resources_per_worker={"CPU": config.run.cpus_per_train_worker, **({"GPU": 1} if config.run.use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=config.run.name,
+                storage_path=folder,
+                failure_config=ray.train.FailureConfig(max_failures=config.run.max_restarts),
+                worker_runtime_env={"env_vars": storage_environment()},
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        with _live_line(board, progress), _quiet_ray():
+            try:
+                trainer.fit()
+            except Exception as error:
+                _raise_named(board)
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise TrainingError(
+                    f"A train worker was lost more than {config.run.max_restarts} times, or failed without a named cause: {first} "
+                    "Look into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
+                ) from error
+        _raise_named(board)
+
+
+class _Board:
+    """Where worker 0 pins up its records and the driver reads them; an actor."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, Any]] = []
+        self._failure: tuple[str, str] | None = None
+
+    def post(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        records, self._records = self._records, []
+        return records
+
+    def fail(self, kind: str, text: str) -> None:
+        self._failure = self._failure or (kind, text)
+
+    def failure(self) -> tuple[str, str] | None:
+        return self._failure
+
+
+class _RayReporter:
+    def __init__(self, board: Any, world_rank: int) -> None:
+        self._board, self._world_rank = board, world_rank
+
+    def progress(self, record: Record) -> None:
+        if self._world_rank == 0:
+            self._board.post.remote(dict(record))
+
+    def milestone(self, record: Record) -> None:
+        self.progress(record)
+        # A barrier: the loop makes this call on every rank, equally often.
+        ray.train.report({"event": record["event"], "stage": record.get("stage", ""), **record.get("losses", {})})
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What each train worker runs. A named error is final: it is told to the driver, and a restarted group stops at once."""
+    import torch
+    from ray.train.torch import get_device
+
+    from ssacl.training.loop import train
+
+    board, config = settings["board"], parse_config(settings["config"])
+    if ray.get(board.failure.remote()) is not None:
+        return
+    context = ray.train.get_context()
+    device = get_device() if config.run.use_gpu else torch.device("cpu")
+    if not config.run.use_gpu:
+        torch.set_num_threads(max(1, int(config.run.cpus_per_train_worker)))
+    try:
+        train(config, _RayReporter(board, context.get_world_rank()), context.get_world_rank(), context.get_world_size(), device)
+    except SSACLError as error:
+        ray.get(board.fail.remote(type(error).__name__, str(error)))
+        raise
+
+
+@contextlib.contextmanager
+def _live_line(board: Any, progress: bool) -> Iterator[None]:
+    """Show the board's records on this process' stderr while the block runs."""
+    if not progress:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_show, args=(board, done), name="live-line", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10 * POLL_S)
+
+
+def _show(board: Any, done: threading.Event) -> None:
+    started = spoke = time.monotonic()
+    bar: ProgressBar | None = None
+    shown: tuple[Any, int] = ("", 0)
+    terminal = sys.stderr.isatty()
+    logger.info("starting %s", "the train workers")
+    with contextlib.ExitStack() as bars:
+        last = False
+        while not last:
+            last = done.wait(POLL_S)
+            try:
+                records = ray.get(board.take.remote(), timeout=5)
+            except (ray.exceptions.RayError, TimeoutError):
+                records = []
+            for record in records:
+                spoke = time.monotonic()
+                if not terminal or record["event"] != "step":
+                    logger.info("%s", describe(record))
+                    continue
+                if record["stage_index"] != shown[0]:
+                    bars.close()
+                    bar = bars.enter_context(ProgressBar(record["stage"], total=record["num_steps"], unit="steps"))
+                    shown = (record["stage_index"], 0)
+                if bar is not None:
+                    bar.advance(record["step"] - shown[1], note=describe(record).partition(" | ")[2])
+                shown = (record["stage_index"], record["step"])
+            if time.monotonic() - spoke > SILENCE_S:
+                spoke = time.monotonic()
+                logger.info("training: no news from the train workers for a while (%.0f s since the start)", spoke - started)
+
+
+@contextlib.contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """Ray Train's own log lines only when something is wrong; its failures reach the user as one named error."""
+    ray_logger = logging.getLogger("ray.train")
+    level = ray_logger.level
+    ray_logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray_logger.setLevel(level)
+
+
+def _raise_named(board: Any) -> None:
+    try:
+        failure = ray.get(board.failure.remote(), timeout=10)
+    except (ray.exceptions.RayError, TimeoutError):
+        return
+    if failure is not None:
+        kind = getattr(errors, failure[0], SSACLError)
+        raise kind(failure[1])
+
+
+def _num_cpus(config: Config) -> int:
+    workers = config.run.num_train_workers
+    most = workers if isinstance(workers, int) else workers[1]
+    return max(os.cpu_count() or 1, int(-(-most * config.run.cpus_per_train_worker // 1)))
+
+
+def _require_cpus(config: Config) -> None:
+    workers = config.run.num_train_workers
+    fewest = workers if isinstance(workers, int) else workers[0]
+    wanted, there = fewest * config.run.cpus_per_train_worker, ray.cluster_resources().get("CPU", 0.0)
+    if wanted > there:
+        raise ConfigError(
+            f"{fewest} train workers with {config.run.cpus_per_train_worker:g} CPUs each need {wanted:g}; the Ray cluster has {there:g}. "
+            "Lower run.num_train_workers."
+        )

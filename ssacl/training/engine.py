@@ -1,0 +1,325 @@
+"""One optimizer step on one or many ranks: plain torch (DDP), or DeepSpeed ZeRO.
+
+Weights are float32 in the module; `bf16` and `fp16` are autocast inside the forward, so that an exported model never loses digits.
+Every method is called by all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssacl.config import Config, EngineConfig
+from ssacl.data.records import Batch
+from ssacl.errors import CheckpointError, ConfigError, TrainingError
+from ssacl.training.stages import StagePlan, select_trainable
+
+logger = logging.getLogger(__name__)
+
+_STATE = "state.pt"
+Values = dict[str, float]
+
+
+class Engine(Protocol):
+    """What the loop asks for."""
+
+    num_trained: int
+    """Numbers (not tensors) that the optimizer changes."""
+    lr: float
+    """Largest learning rate of the last step."""
+
+    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+        """One optimizer step on `accumulation_steps` micro batches; losses averaged over them and over ranks, and `gradient_norm`.
+
+        Raises
+        ------
+        TrainingError
+            A loss is not finite; the weights are as before the step.
+        """
+
+    def evaluate(self, batch: Batch, ramp: float) -> Values:
+        """Losses of one micro batch in eval mode, without gradients, averaged over ranks."""
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the state (weights, optimizer, step) below `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote."""
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The model's whole state_dict on the CPU, on every rank."""
+
+    def close(self) -> None:
+        """Take hooks off the model and free the optimizer."""
+
+
+class StageForward(nn.Module):
+    """The model in one stage, as one module for DDP and DeepSpeed to hook: `(batch, ramp) -> (total, named losses)`."""
+
+    def __init__(self, model: nn.Module, stage: str, precision: str, device: torch.device) -> None:
+        super().__init__()
+        self.model, self._stage = model, stage
+        self._device_type = device.type
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def forward(self, batch: Batch, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if self._dtype is not None:
+            autocast = torch.autocast(self._device_type, self._dtype)
+        with autocast:
+            losses = self.model(batch, self._stage, ramp)
+        total = losses.total.float()
+        return total, {"total": total.detach(), **{name: value.detach().float() for name, value in losses.named().items()}}
+
+
+def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torch.device | str = "cpu") -> Engine:
+    """Build the engine that `config.engine.kind` names, training what `stage` trains.
+
+    Raises
+    ------
+    ConfigError
+        The precision does not run on this device, or DeepSpeed is not installed.
+    """
+    device = torch.device(device)
+    if config.engine.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("engine.precision fp16 needs a GPU; on a CPU use engine.precision=bf16 or fp32.")
+    groups = parameter_groups(model, stage)
+    if config.engine.kind == "torch":
+        return TorchEngine(model, groups, config.engine, stage, device)
+    return DeepSpeedEngine(model, groups, config.engine, stage, device)
+
+
+def parameter_groups(model: nn.Module, stage: StagePlan) -> list[dict[str, Any]]:
+    """The stage's AdamW groups with their peak learning rate as `peak_lr`; everything else is frozen."""
+    groups: list[dict[str, Any]] = model.parameter_groups(stage.optim, stage.kind, stage.freeze_encoder)  # type: ignore[operator]
+    select_trainable(model, groups)
+    return [{**group, "peak_lr": float(group.get("lr", stage.optim.lr))} for group in groups]
+
+
+def make_optimizer(groups: list[dict[str, Any]], stage: StagePlan) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=stage.optim.lr, betas=stage.optim.betas, weight_decay=stage.optim.weight_decay, fused=True)
+
+
+def set_learning_rates(optimizer: Any, stage: StagePlan, step: int) -> float:
+    """Set every group's learning rate for `step`; gives the largest."""
+    for group in optimizer.param_groups:
+        group["lr"] = stage.learning_rate(step, group["peak_lr"])
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def average_over_ranks(values: Mapping[str, Tensor]) -> Values:
+    """Means over ranks; every rank gets the same numbers, so that all of them draw the same conclusion."""
+    packed = torch.stack([value.detach().double() for value in values.values()])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(packed)
+        packed /= dist.get_world_size()
+    return dict(zip(values, packed.tolist(), strict=True))
+
+
+def require_finite(values: Values, stage: StagePlan, step: int) -> None:
+    """Raise the TrainingError of a loss that is not finite."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        named = [name for name in broken if name != "total"] or broken
+        raise TrainingError(
+            f"Not finite at step {step} of stage '{stage.kind}': {', '.join(named)}. The last checkpoint is sound: "
+            "lower optim.lr, set optim.clip_norm, or use engine.precision=fp32, then run the same command again."
+        )
+
+
+class _Common:
+    """What both engines share: the step count and the mean of the micro batches' losses."""
+
+    def __init__(self, stage: StagePlan, device: torch.device) -> None:
+        self.stage, self.device, self.steps_done = stage, device, 0
+        self.lr = 0.0
+
+    def _finish(self, sums: list[dict[str, Tensor]]) -> Values:
+        means = {name: torch.stack([values[name] for values in sums]).mean() for name in sums[0]}
+        values = average_over_ranks(means)
+        require_finite(values, self.stage, self.steps_done)
+        return values
+
+
+class TorchEngine(_Common):
+    """AdamW on the module itself, or under DDP when there are several ranks."""
+
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
+    ) -> None:
+        super().__init__(stage, device)
+        self._model = model
+        self._forward = StageForward(model, stage.kind, config.precision, device)
+        self._ddp: DistributedDataParallel | None = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._ddp = DistributedDataParallel(self._forward, device_ids=[device.index] if device.type == "cuda" else None)
+        self._optimizer = make_optimizer(groups, stage)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self.num_trained = sum(parameter.numel() for parameter in self._parameters)
+
+    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+        self._model.train()
+        module = self._ddp if self._ddp is not None else self._forward
+        sums: list[dict[str, Tensor]] = []
+        self._optimizer.zero_grad(set_to_none=True)
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            # Only the last micro batch needs the reduction: gradients add up before it.
+            with self._ddp.no_sync() if self._ddp is not None and not last else nullcontext():
+                total, values = module(batch.to(self.device), ramp)
+                self._scaler.scale(total / len(batches)).backward()
+            sums.append(values)
+        means = self._finish(sums)
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.optim.clip_norm or math.inf)
+        if not self._scaler.is_enabled():
+            require_finite({"gradient norm": float(norm)}, self.stage, self.steps_done)
+        self.lr = set_learning_rates(self._optimizer, self.stage, self.steps_done)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.steps_done += 1
+        return {**means, "gradient_norm": float(norm)}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, ramp: float) -> Values:
+        self._model.eval()
+        return average_over_ranks(self._forward(batch.to(self.device), ramp)[1])
+
+    def save(self, folder: Path) -> None:
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        state = {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "step": self.steps_done,
+        }
+        torch.save(state, folder / _STATE)
+
+    def load(self, folder: Path) -> None:
+        try:
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"The checkpoint was not written by the plain torch engine ({_STATE} is missing). Set engine.kind as it was."
+            ) from error
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.steps_done = int(state["step"])
+
+    def full_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu() for name, value in self._model.state_dict().items()}
+
+    def close(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._ddp = None
+
+
+class DeepSpeedEngine(_Common):
+    """DeepSpeed ZeRO 0-3 around the same torch AdamW and the same schedule. Needs a process group, of one rank if need be."""
+
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
+    ) -> None:
+        super().__init__(stage, device)
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise ConfigError(
+                "engine.kind deepspeed needs the package deepspeed: pip install 'ssacl[train]', or set engine.kind=torch."
+            ) from error
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self._deepspeed, self._model, self._zero_stage = deepspeed, model, config.zero_stage
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self.num_trained = sum(parameter.numel() for parameter in self._parameters)
+        # DeepSpeed (0.19) views parameters as bytes, which fails without dimensions: such scalars are vectors of one number in here.
+        self._scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+        for name in self._scalars:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.reshape(1)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=StageForward(model, stage.kind, config.precision, device),
+            optimizer=make_optimizer(groups, stage),
+            config=deepspeed_tree(config, stage.optim.clip_norm),
+            dist_init_required=False,
+        )
+
+    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+        self._engine.train()
+        self.lr = set_learning_rates(self._optimizer, self.stage, self.steps_done)
+        sums: list[dict[str, Tensor]] = []
+        for index, batch in enumerate(batches):
+            total, values = self._engine(batch.to(self.device), ramp)
+            self._engine.backward(total)
+            sums.append(values)
+            if index == len(batches) - 1:
+                # Before the weights move: a bad loss leaves them as they were.
+                means = self._finish(sums)
+                if self._zero_stage == 0:
+                    norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.optim.clip_norm or math.inf)
+            self._engine.step()
+        self.steps_done += 1
+        if self._zero_stage > 0:
+            norm = self._engine.get_global_grad_norm()
+        return {**means, "gradient_norm": float(norm)}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, ramp: float) -> Values:
+        self._engine.eval()
+        return average_over_ranks(self._engine(batch.to(self.device), ramp)[1])
+
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag="deepspeed", client_state={"steps_done": self.steps_done}, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        try:
+            path, client = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        except Exception as error:
+            raise CheckpointError(
+                f"DeepSpeed cannot take up the checkpoint ({type(error).__name__}). Run with the number of train workers and the "
+                "engine.zero_stage that wrote it, or start a new run.name."
+            ) from error
+        if path is None:
+            raise CheckpointError(
+                "The checkpoint was not written by the DeepSpeed engine. Set engine.kind as it was, or start a new run.name."
+            )
+        self.steps_done = int(client["steps_done"])
+
+    def full_state(self) -> dict[str, Tensor]:
+        whole: AbstractContextManager[Any] = nullcontext()
+        if self._zero_stage == 3:
+            whole = self._deepspeed.zero.GatheredParameters(list(self._model.parameters()))
+        with whole:
+            state = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
+        return {name: value.reshape(()) if name in self._scalars else value for name, value in state.items()}
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def deepspeed_tree(config: EngineConfig, clip_norm: float) -> dict[str, Any]:
+    """The DeepSpeed configuration that stands for ours."""
+    tree: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps,
+        # Without ZeRO DeepSpeed clips but keeps the norm to itself; the engine clips there.
+        "gradient_clipping": clip_norm if config.zero_stage > 0 else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "zero_optimization": {"stage": config.zero_stage},
+    }
+    if config.offload == "cpu":
+        tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    return tree

@@ -1,0 +1,337 @@
+"""The training loop: stages, steps, validation, checkpoints, and the exported model. Knows no Ray.
+
+Run by `python -m ssacl.training` (one process or torchrun) and by each train worker of `ray_jobs/train.py`. Validation alone chooses
+anything; the loop opens the splits "train" and "val" and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ssacl
+from ssacl.config import Config
+from ssacl.data.collate import Collator
+from ssacl.data.loader import StreamingLoader
+from ssacl.data.records import Batch
+from ssacl.data.storage import open_storage
+from ssacl.data.tokenization import Tokenizers
+from ssacl.errors import CheckpointError
+from ssacl.models.ssacl import SSACL
+from ssacl.training.checkpoint import (
+    WEIGHTS,
+    config_differences,
+    export_weights,
+    load_weights,
+    run_storage,
+    save_model_folder,
+    upload_folder,
+)
+from ssacl.training.engine import Engine, make_engine
+from ssacl.training.reporter import MetricsLog, Reporter
+from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, save_random_state
+from ssacl.training.sealed import MANIFEST, parse_manifest
+from ssacl.training.stages import StagePlan, plan_stages
+from ssacl.training.thresholds import choose_thresholds
+
+logger = logging.getLogger(__name__)
+
+NUM_VALIDATION_BATCHES = 4
+"""Micro batches per rank whose mean losses are a validation."""
+_MUST_AGREE = ("model", "losses", "optim", "engine")
+"""Sections that a run may not change half way; of `run`, `seed` and `stages`; of `data`, all but where it lies and how it is read."""
+_DATA_MAY_DIFFER = ("url", "tokenizer_url", "num_loader_threads", "max_bad_samples")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a finished run leaves. `metrics` are the JSON-lines records (rank 0; empty elsewhere)."""
+
+    model_url: str
+    metrics: list[dict[str, Any]]
+    manifest: dict[str, Any]
+
+
+def train(
+    config: Config, reporter: Reporter, world_rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> TrainingOutcome:
+    """Run all stages of `config`, or what is left of them, and export the model.
+
+    The same `(run.storage_url, run.name)` continues where it stood; a finished run is given back as it is.
+
+    Raises
+    ------
+    TrainingError
+        A loss is not finite.
+    CheckpointError
+        The name is in use by a run with other settings, or a checkpoint is damaged.
+    ConfigError, DataError, StorageError
+        The settings contradict each other, the data set is empty, or storage cannot be reached.
+    """
+    return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
+
+
+class _Run:
+    def __init__(self, config: Config, reporter: Reporter, world_rank: int, world_size: int, device: torch.device) -> None:
+        self.config, self.reporter, self.device = config, reporter, device
+        self.world_rank, self.world_size = world_rank, world_size
+        self.started = time.monotonic()
+        self.data = open_storage(config.data.url)
+        self.storage = run_storage(config)
+        self.store = RunStore(self.storage, world_rank)
+        self.tokenizers = Tokenizers.load(open_storage(config.data.tokenizer_url) if config.data.tokenizer_url else self.data)
+        self.thresholds: dict[str, float] = {}
+        self.metrics = MetricsLog()
+        self.validation: dict[str, Any] = {}
+        self.model = self._new_model()
+
+    # -- the run ------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> TrainingOutcome:
+        finished = on_rank_0(self._finished_manifest, self.world_rank)
+        if finished is not None:
+            logger.info("run %s is finished; nothing to train", self.config.run.name)
+            return self._outcome(finished)
+        self.loader = self._loader("train", self.config.data.last_batch)
+        self.validation_batches = self._validation_batches()
+        plans = plan_stages(self.config, self.loader.steps_per_epoch)
+        with tempfile.TemporaryDirectory(prefix="ssacl-resume-") as parent:
+            position, folder = self._find_start(Path(parent))
+            self.batches: Iterator[Batch] = iter(self.loader)
+            for plan in plans[position.stage_index :]:
+                self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
+                folder = None
+        manifest = on_rank_0(self._export, self.world_rank)
+        self._milestone({"event": "model", "note": f"model version {manifest['model_version']}"})
+        self._store_metrics()
+        return self._outcome(manifest)
+
+    def _run_stage(self, plan: StagePlan, first_step: int, folder: Path | None) -> None:
+        torch.manual_seed(hash((self.config.run.seed, plan.index, self.world_rank)) % 2**31)
+        engine = make_engine(self.model, self.config, plan, self.device)
+        if folder is not None and first_step > 0:
+            engine.load(folder)
+            load_random_state(folder, self.world_rank)
+        self._steps(plan, engine, first_step)
+        self.model = self._take_over(engine)
+        if plan.kind == "findings":
+            self.thresholds = self._choose_thresholds()
+        self._milestone({"event": "stage_end", "stage": plan.kind, "stage_index": plan.index, "note": f"stage {plan.kind} done"})
+        self._save_weights(Position(plan.index + 1, 0))
+
+    def _steps(self, plan: StagePlan, engine: Engine, first_step: int) -> None:
+        run, accumulation = self.config.run, self.config.engine.accumulation_steps
+        logged_at, logged_step, waited_s, stage_started = time.monotonic(), first_step, 0.0, time.monotonic()
+        for step in range(first_step + 1, plan.num_steps + 1):
+            wait_started = time.monotonic()
+            batches = [next(self.batches) for _ in range(accumulation)]
+            waited_s += time.monotonic() - wait_started
+            values = engine.step(batches, plan.ramp(step - 1))
+            now = time.monotonic()
+            last = step == plan.num_steps
+            if step % run.log_every_steps == 0 or last or step == first_step + 1:
+                elapsed_s = max(now - logged_at, 1e-9)
+                images = (step - logged_step) * accumulation * self.config.engine.micro_batch_size * self.world_size
+                remaining_s = (now - stage_started) / (step - first_step) * (plan.num_steps - step)
+                norm = values.pop("gradient_norm")
+                record = self._record(plan, step, "step", values) | {
+                    "gradient_norm": norm,
+                    "lr": engine.lr,
+                    "images_per_s": images / elapsed_s,
+                    "data_wait_share": waited_s / elapsed_s,
+                    "remaining_s": remaining_s,
+                }
+                self.metrics.add(record)
+                self.reporter.progress(record)
+                logged_at, logged_step, waited_s = time.monotonic(), step, 0.0
+            if step % run.validate_every_steps == 0 or last:
+                self._validate(plan, engine, step)
+                logged_at = time.monotonic()
+            if step % run.checkpoint_every_steps == 0 and not last:
+                self._save_engine(plan, engine, step)
+                logged_at = time.monotonic()
+
+    # -- validation ---------------------------------------------------------------------------------------------------------------
+
+    def _validate(self, plan: StagePlan, engine: Engine, step: int) -> None:
+        sums: dict[str, float] = {}
+        for batch in self.validation_batches:
+            for name, value in engine.evaluate(batch, 1.0).items():
+                sums[name] = sums.get(name, 0.0) + value / len(self.validation_batches)
+        record = self._record(plan, step, "validation", sums)
+        self.validation[plan.kind] = sums
+        self._milestone(record)
+
+    def _validation_batches(self) -> list[Batch]:
+        loader = self._loader("val", "wrap")
+        batches = iter(loader)
+        # Kept in memory: the same pictures and the same masks every time, without reading them again.
+        return [next(batches) for _ in range(min(NUM_VALIDATION_BATCHES, loader.steps_per_epoch))]
+
+    @torch.no_grad()
+    def _choose_thresholds(self) -> dict[str, float]:
+        loader = self._loader("val", "wrap")
+        batches = iter(loader)
+        self.model.eval()
+        rows: dict[str, tuple[Any, Any]] = {}
+        for _ in range(loader.steps_per_epoch):
+            batch = next(batches)
+            logits = self.model.findings_logits(self.model.encode(batch.image.to(self.device)))
+            probability = torch.sigmoid(logits.float()).cpu().double().numpy()
+            for row, key in enumerate(batch.keys):
+                if bool(batch.has_labels[row]):
+                    rows[key] = (probability[row], batch.labels[row].numpy())
+        merged = {key: value for part in gather_objects(rows) for key, value in part.items()}
+        if not merged:
+            return {}
+        ordered = [merged[key] for key in sorted(merged)]
+        return choose_thresholds(np.stack([p for p, _ in ordered]), np.stack([s for _, s in ordered]), self.config.data.uncertain)
+
+    # -- checkpoints and the model ------------------------------------------------------------------------------------------------
+
+    def _find_start(self, parent: Path) -> tuple[Position, Path | None]:
+        found = self.store.latest()
+        if found is None:
+            return Position(0, 0), None
+        position, manifest = found
+        differences = config_differences(manifest["settings"], _settings(self.config))
+        if differences:
+            raise CheckpointError(
+                f"The run '{self.config.run.name}' was started with other settings: {'; '.join(differences)}. "
+                "Take them back, or choose another run.name."
+            )
+        if manifest["tokenizer_fingerprint"] != self.tokenizers.fingerprint:
+            raise CheckpointError(
+                f"The run '{self.config.run.name}' was started with another tokenizer. Restore it, or choose another run.name."
+            )
+        folder = self.store.fetch(position, parent / "checkpoint")
+        self.loader.load_state_dict(manifest["loader"])
+        self.thresholds = dict(manifest["thresholds"])
+        if position.step == 0:
+            load_weights(folder / WEIGHTS, self.model)
+        if self.world_rank == 0 and self.storage.exists(MetricsLog.KEY):
+            self.metrics = MetricsLog.parse(self.storage.read(MetricsLog.KEY))
+            self.metrics.rewind(position.stage_index, position.step)
+        self.reporter.progress({"event": "resume", "note": f"continues stage {position.stage_index + 1} after {position.step} steps"})
+        return position, folder
+
+    def _save_engine(self, plan: StagePlan, engine: Engine, step: int) -> None:
+        def write(folder: Path) -> None:
+            engine.save(folder)
+            save_random_state(folder, self.world_rank)
+
+        self._save(Position(plan.index, step), write)
+
+    def _save_weights(self, position: Position) -> None:
+        def write(folder: Path) -> None:
+            if self.world_rank == 0:
+                export_weights(folder / WEIGHTS, self.model)
+
+        self._save(position, write)
+
+    def _save(self, position: Position, write: Any) -> None:
+        entries = {
+            "settings": _settings(self.config),
+            "config": self.config.model_dump(mode="json"),
+            "loader": self.loader.state_dict(),
+            "thresholds": self.thresholds,
+            "tokenizer_fingerprint": self.tokenizers.fingerprint,
+            "world_size": self.world_size,
+            "code_version": ssacl.__version__,
+        }
+        self.store.save(position, write, entries)
+        on_rank_0(lambda: self.store.prune(self.config.run.keep_last), self.world_rank)
+        self._store_metrics()
+
+    def _export(self) -> dict[str, Any]:
+        index = self.data.read("index.json")
+        provenance = {
+            "data_sha256": hashlib.sha256(index).hexdigest(),
+            "uncertain_policy": self.config.data.uncertain,
+            "stages": [stage.kind for stage in self.config.run.stages],
+            "world_size": self.world_size,
+        }
+        with tempfile.TemporaryDirectory(prefix="ssacl-export-") as parent:
+            folder = Path(parent) / "model"
+            manifest = save_model_folder(
+                folder, self.model, self.config, self.tokenizers, self.thresholds, {"validation": self.validation}, provenance
+            )
+            upload_folder(folder, self.storage, "model")
+        return manifest
+
+    def _finished_manifest(self) -> dict[str, Any] | None:
+        if not self.storage.exists(f"model/{MANIFEST}"):
+            return None
+        manifest = parse_manifest(self.storage.read(f"model/{MANIFEST}"), "model")
+        if self.storage.exists(MetricsLog.KEY):
+            self.metrics = MetricsLog.parse(self.storage.read(MetricsLog.KEY))
+        return manifest
+
+    def _outcome(self, manifest: dict[str, Any]) -> TrainingOutcome:
+        return TrainingOutcome(self.storage.sub("model").url, self.metrics.records, manifest)
+
+    # -- parts --------------------------------------------------------------------------------------------------------------------
+
+    def _new_model(self) -> SSACL:
+        torch.manual_seed(self.config.run.seed)
+        return SSACL.from_config(self.config, self.tokenizers).to(self.device)
+
+    def _take_over(self, engine: Engine) -> SSACL:
+        """The trained weights in a model without an engine's hooks and flat buffers."""
+        state = engine.full_state()
+        engine.close()
+        model = self._new_model()
+        model.load_state_dict(state)
+        return model
+
+    def _loader(self, split: str, last_batch: str) -> StreamingLoader:
+        data, training = self.config.data, split == "train"
+        collator = Collator(data, self.config.model.vision, self.tokenizers, self.config.run.seed, training)
+        return StreamingLoader(
+            self.data,
+            split,
+            collator,
+            world_rank=self.world_rank,
+            world_size=self.world_size,
+            micro_batch_size=self.config.engine.micro_batch_size,
+            seed=self.config.run.seed,
+            last_batch=last_batch,
+            num_threads=data.num_loader_threads if training else 0,
+        )
+
+    def _record(self, plan: StagePlan, step: int, event: str, losses: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "event": event,
+            "stage": plan.kind,
+            "stage_index": plan.index,
+            "step": step,
+            "num_steps": plan.num_steps,
+            "elapsed_s": time.monotonic() - self.started,
+            "losses": dict(losses),
+        }
+
+    def _milestone(self, record: dict[str, Any]) -> None:
+        self.metrics.add(record)
+        self.reporter.milestone(record)
+
+    def _store_metrics(self) -> None:
+        if self.world_rank == 0:
+            self.storage.write(MetricsLog.KEY, self.metrics.dump())
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What decides the numbers of a run, as a plain tree."""
+    tree = config.model_dump(mode="json")
+    settings = {name: tree[name] for name in _MUST_AGREE}
+    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages")}
+    settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
+    return settings
