@@ -256,8 +256,15 @@ class SSACL(nn.Module):
     # Inference
 
     def node_queries(self) -> Tensor:
-        """[G, D]: leaf queries from the leaf names, inner nodes as means of their children (METHOD section 3)."""
+        """[G, D]: leaf queries from the leaf names, inner nodes as means of their children (METHOD section 3).
+
+        Names are encoded without dropout, because one noisy query would be wrong in the same way for every image of the batch; the
+        `official` wiring keeps the release's dropout while the encoder trains.
+        """
+        training = self.text.training
+        self.text.train(training and self.official and self.encoder.cls_token.requires_grad)
         leaves_MD = self.bert_proj(self.text(self.leaf_ids, self.leaf_ids_mask))
+        self.text.train(training)
         queries: Tensor = self.graph_means.to(leaves_MD.dtype) @ leaves_MD
         return queries
 
