@@ -59,7 +59,7 @@ class DraftReport:
     map_frame: Box
     """Original pixels that the maps' square covers: beyond the image where it was padded, inside where it was cropped."""
     image_ref: str
-    """Content hash of the picture read (sha256 of the pixels); never a file name or DICOM id."""
+    """Content hash of the picture read (sha256 of the stored pixels, or of the PNG or JPEG file); never a file name or DICOM id."""
     model_version: str
     provenance: dict[str, Any] = field(default_factory=dict)
     status: str = "preliminary"

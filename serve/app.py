@@ -1,0 +1,198 @@
+"""The Ray Serve application: `build_app(settings)` for config files and tests, `run_server` / `stop_server` for the command.
+
+Two deployments: the ingress reads uploads and draws pictures, the model replicas write reports. They scale apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ssacl.data.dicom import Picture
+
+from ray_jobs.session import ray_session, storage_environment
+from serve.ingress import OverloadedError, build_api
+from serve.replica import ModelReplica
+from serve.schemas import ServeSettings
+from ssacl.errors import CheckpointError, ServeError
+from ssacl.inference.report import DraftReport
+
+__all__ = ["ServeSettings", "build_app", "run_server", "stop_server"]
+
+logger = logging.getLogger(__name__)
+APPLICATION = "ssacl"
+
+
+@serve.ingress()
+class ReportIngress:
+    """The HTTP interface, with a handle to the model replicas."""
+
+    def __init__(self, model: DeploymentHandle, settings: dict[str, Any]) -> None:
+        self._model = model
+        self._settings = ServeSettings.parse(settings)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return build_api(self, self._settings)
+
+    async def report(self, picture: Picture) -> DraftReport:
+        try:
+            draft: DraftReport = await self._model.report.remote(picture)
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            raise OverloadedError from error
+        return draft
+
+    async def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = await self._model.describe.remote()
+        return described
+
+
+def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, str] | None = None) -> Application:
+    """The application, bound and ready for `serve.run` or a Serve config file (`import_path: serve.app:build_app`).
+
+    Parameters
+    ----------
+    settings
+        Settings, or their plain tree.
+    environment
+        Variables that the model replicas need on top of their node's (object storage).
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown or out of range.
+    """
+    settings = ServeSettings.parse(settings)
+    tree = settings.model_dump(mode="json")
+    model = serve.deployment(
+        name="model",
+        # Twice the batch, so that the next batch gathers while one is being read.
+        max_ongoing_requests=2 * settings.max_batch_size,
+        max_queued_requests=settings.max_queued_requests,
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": max(settings.min_replicas, settings.max_replicas),
+            "target_ongoing_requests": settings.max_batch_size,
+            "upscale_delay_s": 10,
+            "downscale_delay_s": 300,
+        },
+        ray_actor_options={
+            "num_cpus": settings.cpus_per_replica,
+            "num_gpus": settings.gpus_per_replica,
+            "runtime_env": {"env_vars": environment or {}},
+        },
+        graceful_shutdown_timeout_s=30,
+        health_check_timeout_s=60,
+    )(ModelReplica)
+    ingress = serve.deployment(
+        name="ingress",
+        num_replicas=settings.num_ingress_replicas,
+        # Above what waits for the model, so that overload is answered with 503 here and does not pile up in the proxy.
+        max_ongoing_requests=2 * settings.max_queued_requests,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=30,
+    )(ReportIngress)
+    application: Application = ingress.bind(model.bind(tree), tree)
+    return application
+
+
+def run_server(settings: ServeSettings, blocking: bool = True) -> str:
+    """Start the endpoint and wait until it is ready; gives its address.
+
+    Parameters
+    ----------
+    settings
+        `host` and `port` are honoured when this call starts Ray Serve.
+    blocking
+        Serve until SIGINT or SIGTERM, then stop what was started here; else return at once when ready (`stop_server` ends it).
+
+    Raises
+    ------
+    ServeError
+        The port is taken, or the application does not become ready.
+    CheckpointError
+        There is no model folder at the address.
+    """
+    from ray.serve.config import HTTPOptions
+
+    settings = _with_absolute_checkpoint(settings)
+    _check_port(settings.host, settings.port)
+    _session.enter_context(ray_session())
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=settings.port))
+        serve.run(build_app(settings, storage_environment()), name=APPLICATION, route_prefix="/")
+    except (RuntimeError, TimeoutError) as error:
+        stop_server()
+        raise ServeError(
+            f"The endpoint did not become ready with the model at {settings.checkpoint_url}. Check it with `ssacl checkpoint show`; "
+            "the replica's log is in Ray's session folder (serve/)."
+        ) from error
+    except BaseException:
+        stop_server()
+        raise
+    address = f"http://{settings.host}:{settings.port}"
+    logger.info("serving %s at %s/v1/reports", settings.checkpoint_url, address)
+    if blocking:
+        try:
+            _wait_for_signal()
+        finally:
+            stop_server()
+    return address
+
+
+def stop_server() -> None:
+    """Drain and stop the application, and Ray where `run_server` started it."""
+    import ray
+
+    if ray.is_initialized():
+        serve.shutdown()
+    _session.close()
+
+
+_session = contextlib.ExitStack()
+
+
+def _with_absolute_checkpoint(settings: ServeSettings) -> ServeSettings:
+    """Replicas run in other folders; and a missing model should fail here, in one line, not in a replica's log."""
+    if "://" in settings.checkpoint_url:
+        return settings
+    folder = Path(settings.checkpoint_url).resolve()
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{settings.checkpoint_url} is not a model folder: it has no manifest.json. Give the folder that `ssacl train` printed."
+        )
+    return settings.model_copy(update={"checkpoint_url": str(folder)})
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ServeError(f"Port {port} on {host} is taken; choose another with --port.") from error
+            raise ServeError(
+                f"Cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); choose others with --host and --port."
+            ) from error
+
+
+def _wait_for_signal() -> None:
+    stopped = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stopped.wait(1.0):
+            pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
