@@ -66,7 +66,9 @@ class Tokenizers:
                     f"The tokenizer in {LM_FOLDER}/ has neither a pad nor an end-of-text token; set one in its configuration."
                 )
             lm.pad_token = lm.eos_token
-        newline = lm.encode("\n", add_special_tokens=False)
+        lm.backend_tokenizer.no_padding()
+        lm.backend_tokenizer.no_truncation()
+        newline = lm.backend_tokenizer.encode("\n", add_special_tokens=False).ids
         if len(newline) != 1 or newline[0] == lm.pad_token_id:
             raise CheckpointError(
                 f"The tokenizer in {LM_FOLDER}/ writes a newline as {len(newline)} tokens; reports need one token that ends them."
@@ -101,7 +103,8 @@ class Tokenizers:
 
     def lm_ids(self, text: str) -> list[int]:
         """Ids of `text` for the language model, no special tokens, no cut."""
-        ids: list[int] = self.lm.encode(text, add_special_tokens=False)
+        # The wrapper's own encode() sets truncation on the shared object: two loader threads would clash.
+        ids: list[int] = self.lm.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def leaf_names_ids(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
