@@ -57,14 +57,15 @@ def measure(maps: Maps, masks: Masks, sigma_cells: float) -> Measured:
     hit = np.zeros(shape, dtype=bool)
     kept = np.zeros((*shape, NUM_LEVELS), dtype=np.int64)
     kept_in_mask = np.zeros_like(kept)
-    offsets = np.arange(num_nodes, dtype=np.int64)[:, None] * NUM_LEVELS
+    offsets = np.arange(num_nodes, dtype=np.int32)[:, None] * np.int32(NUM_LEVELS)
     for case in range(num_cases):
         image = _upsampled(maps[case], side, sigma_cells)
         hit[case] = _hits(image, masks[case])
-        level = (image.reshape(num_nodes, -1) * (NUM_LEVELS - 1)).astype(np.int64) + offsets
-        inside = masks[case].reshape(num_nodes, -1)
-        kept[case] = _at_or_above(np.bincount(level.ravel(), minlength=num_nodes * NUM_LEVELS), num_nodes)
-        kept_in_mask[case] = _at_or_above(np.bincount(level[inside], minlength=num_nodes * NUM_LEVELS), num_nodes)
+        # One count over (in the mask or not, node, level) instead of two passes.
+        bins = (image.reshape(num_nodes, -1) * (NUM_LEVELS - 1)).astype(np.int32) + offsets
+        bins += masks[case].reshape(num_nodes, -1) * np.int32(num_nodes * NUM_LEVELS)
+        counts = np.bincount(bins.ravel(), minlength=2 * num_nodes * NUM_LEVELS).reshape(2, num_nodes, NUM_LEVELS)
+        kept[case], kept_in_mask[case] = _at_or_above(counts.sum(0)), _at_or_above(counts[1])
     area = masks.sum(axis=(2, 3), dtype=np.int64)
     return Measured(area > 0, hit, _centroids(maps), _centroids(masks), kept, kept_in_mask, area)
 
@@ -101,8 +102,9 @@ def _hits(image: NDArray[np.float32], masks: Masks) -> NDArray[np.bool_]:
     return hits
 
 
-def _at_or_above(counts: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
-    return np.cumsum(counts.reshape(num_nodes, NUM_LEVELS)[:, ::-1], axis=1)[:, ::-1]
+def _at_or_above(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts per level [K, L] -> counts at that level or a higher one."""
+    return np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
 
 
 def _centroids(maps: NDArray[Any]) -> NDArray[np.float64]:
