@@ -24,7 +24,7 @@ from ssacl.data.render import is_grey, render, stretch
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["Picture", "RefusedImageError", "encode_picture", "read_picture"]
+__all__ = ["Picture", "RefusedImageError", "encode_picture", "is_lateral", "known_view", "read_picture"]
 
 MAX_BYTES = 200 << 20
 MAX_PIXELS = 100_000_000
@@ -52,7 +52,7 @@ _VIEW_CODES = {
     "R-10236": "LL",
     "R-10232": "RL",
 }
-_VIEW_TERMS = re.compile(r"PA|AP|LL|RL|RLD|LLD|RLO|LLO|LAT|LLAT|RLAT|L|R|(?:LEFT |RIGHT )?LATERAL|AP SUPINE|PA ERECT|AP ERECT")
+_VIEW_TERMS = re.compile(r"PA|AP|LL|RL|RLD|LLD|RLO|LLO|LAT|LLAT|RLAT|L|R|(?:LEFT |RIGHT )?LATERAL|AP SUPINE|PA ERECT|AP ERECT|FRONTAL")
 _DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "PerformedProcedureStepDescription")
 
 
@@ -149,6 +149,17 @@ def encode_picture(picture: Picture, longest_side_px: int = 512) -> tuple[bytes,
     return buffer.getvalue(), "png"
 
 
+def is_lateral(view: str) -> bool:
+    """Whether a view position is a lateral one."""
+    return view in _LATERAL_VIEWS or "LATERAL" in view
+
+
+def known_view(text: str) -> str:
+    """The view position that `text` names, upper-case; "" for free text, which might identify someone."""
+    view = text.strip().upper()
+    return view if _VIEW_TERMS.fullmatch(view) else ""
+
+
 def _read_file(content: bytes, bits: int) -> Picture:
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
         _check_size(image.height, image.width)
@@ -197,7 +208,7 @@ def _read_dicom(content: bytes, keep_lateral: bool, bits: int, correct_polarity:
         modality=_text(ds, "Modality"),
         laterality=laterality if (laterality := _text(ds, "ImageLaterality") or _text(ds, "Laterality")) in {"L", "R", "U", "B"} else "",
     )
-    if declared and correct_polarity and view not in _LATERAL_VIEWS and is_inverted(pixels):
+    if declared and correct_polarity and not is_lateral(view) and is_inverted(pixels):
         picture = replace(picture, pixels=~pixels, polarity_corrected=True)
     return _checked(picture)
 
@@ -228,7 +239,7 @@ def _check_subject(ds: Dataset, keep_lateral: bool) -> str:
         raise RefusedImageError("not_radiography")
     descriptions = " | ".join(_text(ds, keyword) for keyword in _DESCRIPTIONS).replace("_", " ")
     view = _view(ds, descriptions)
-    if (view in _LATERAL_VIEWS or "LATERAL" in view) and not keep_lateral:
+    if is_lateral(view) and not keep_lateral:
         raise RefusedImageError("lateral")
     part = _text(ds, "BodyPartExamined")
     if _OTHER_PART.search(part) and not _CHEST.search(part):
@@ -241,8 +252,7 @@ def _check_subject(ds: Dataset, keep_lateral: bool) -> str:
 def _view(ds: Dataset, descriptions: str) -> str:
     view = _text(ds, "ViewPosition")
     if view:
-        # One of the standard's terms or a plain word; a free text in this field is no view and might identify someone.
-        return view if _VIEW_TERMS.fullmatch(view) else ""
+        return known_view(view)
     for code in ds.get("ViewCodeSequence") or ():
         known = _VIEW_CODES.get(_text(code, "CodeValue"))
         if known:

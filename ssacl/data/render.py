@@ -102,4 +102,4 @@ def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _scaled(values: NDArray[np.float64], low: float, high: float, bits: int) -> Grey:
     top = (1 << bits) - 1
     unit = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * top
-    return np.rint(unit).astype(np.uint8 if bits == 8 else np.uint16)
+    return np.rint(unit).astype(np.uint8) if bits == 8 else np.rint(unit).astype(np.uint16)
