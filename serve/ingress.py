@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Protocol
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from ssacl.data.dicom import Picture
 from starlette.exceptions import HTTPException
 
 import ssacl
 from serve.schemas import PROBLEM_TYPE, HealthResponse, ModelsResponse, Problem, ProblemError, ReportResponse, ServeSettings
 from serve.uploads import RAW_TYPES, first_frontal, read_images
 from ssacl.anatomy import NODES
+from ssacl.data.dicom import Picture
 from ssacl.errors import ConfigError, GenerationError, SSACLError
 from ssacl.inference.evidence import evidence_sheet_png, overlay_png
 from ssacl.inference.generator import TimeLimitError
@@ -123,7 +123,8 @@ def _install_problems(api: FastAPI) -> None:
         except Exception as error:
             logger.error("request %s failed: %s", request_id, type(error).__name__)
             response = _answer(ProblemError(500, "internal", "Internal error", "Report the request id to the operator."), request)
-        response.headers["x-request-id"] = request_id
+        # Not x-request-id: Serve's proxy answers with its own under that name.
+        response.headers["x-ssacl-request-id"] = request_id
         response.headers["cache-control"] = "no-store"
         response.headers["x-content-type-options"] = "nosniff"
         logger.info("request %s: %d in %.3f s", request_id, response.status_code, time.monotonic() - started)

@@ -83,7 +83,7 @@ def test_raw_body_and_multipart_give_the_same_draft(gateway: InProcess, kind: st
     assert raw.status_code == 200
     tree = raw.json()
     ReportResponse.model_validate(tree)
-    assert tree["request_id"] == raw.headers["x-request-id"]
+    assert tree["request_id"] == raw.headers["x-ssacl-request-id"]
     assert (tree["image_width_px"], tree["image_height_px"], tree["status"]) == (120, 90, "preliminary")
     assert np.asarray(tree["anatomy_maps"]).shape == (32, 8, 8)
     assert "PLANTED" not in raw.text
@@ -141,7 +141,7 @@ def check_problem(answer: httpx.Response) -> None:
     assert problem["status"] == answer.status_code
     assert problem["type"].startswith("urn:ssacl:problem:")
     assert len(problem["detail"]) > 10
-    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert problem["request_id"] == answer.headers["x-ssacl-request-id"]
     for hidden in (SECRET, "PLANTED", "Traceback", "cough", 'File "'):
         assert hidden not in answer.text
 

@@ -91,7 +91,9 @@ def evidence_sheet_png(pixels: NDArray[Any], report: DraftReport, max_sentences:
     shown = list(enumerate(report.sentences))[:max_sentences]
     columns = 4
     rows = -(-len(shown) // columns)
-    width, head, film_height, row_height, foot = 15.0, 0.6, 6.2, 4.3, 0.45
+    aspect = min(1.35, film.shape[0] / film.shape[1])
+    width, head, foot = 15.0, 0.6, 0.45
+    film_height, row_height = 6.2 * aspect, 3.45 * aspect + 0.8
     wrapped = [textwrap.wrap(_printable(sentence.text), 74) or [""] for sentence in report.sentences]
     listed = sorted(report.findings, key=lambda item: -_unit(item.probability))[:8]
     text_height = 0.5 + sum(0.24 * len(lines) + 0.27 for lines in wrapped) + 0.75 + 0.25 * len(listed)
@@ -154,7 +156,7 @@ def evidence_sheet_png(pixels: NDArray[Any], report: DraftReport, max_sentences:
         title = textwrap.shorten(_printable(sentence.text), 76, placeholder=" ...") or "(empty)"
         write(x, top, f"{index + 1}", color=colour, fontsize=12, fontweight="bold")
         write(x + 0.3, top + 0.02, "\n".join(textwrap.wrap(title, 44)[:2]), fontsize=8.5)
-        axes = panel(x, top + 0.45, 3.45, 3.45)
+        axes = panel(x, top + 0.45, 3.45, 3.45 * aspect)
         _draw_film(axes, _blend(film, _heat(sentence.evidence, report, film), 0.6))
         if sentence.box is not None:
             _draw_box(axes, sentence.box, index, film.shape[1] / report.image_width_px, numbered=False)
@@ -223,6 +225,7 @@ def _blend(film: NDArray[np.uint8], heat: NDArray[np.float32], opacity: float) -
 
 
 def _draw_film(axes: Any, image: NDArray[np.uint8]) -> None:
+    axes.set_anchor("N")
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, origin="upper", interpolation="bilinear")
     for x, side, align in ((0.02, "R", "left"), (0.98, "L", "right")):
         box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 1.5}

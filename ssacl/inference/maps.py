@@ -54,7 +54,7 @@ def restrict_to_picture(grid_map: ArrayLike, frame: Box, width_px: int, height_p
 def map_on_picture(
     grid_map: ArrayLike, frame: Box, width_px: int, height_px: int, out_width: int = 0, out_height: int = 0
 ) -> NDArray[np.float32]:
-    """Bilinear resample of a grid map onto the picture.
+    """Smooth resample of a grid map onto the picture.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def map_on_picture(
     rows, columns = grid.shape
     down = _interpolation(rows, frame.y0, frame.y1, height_px, out_height or height_px)
     across = _interpolation(columns, frame.x0, frame.x1, width_px, out_width or width_px)
-    image = down @ grid @ across.T
+    image = (down @ grid @ across.T).clip(min=0.0)
     peak = image.max()
     return np.asarray(image / peak if peak > 0 else np.zeros_like(image), dtype=np.float32)
 
@@ -107,16 +107,23 @@ def box_of_map(grid_map: ArrayLike, frame: Box, width_px: int, height_px: int, m
 
 
 def _interpolation(num_cells: int, start: float, end: float, length_px: int, num_samples: int) -> NDArray[np.float64]:
-    """[num_samples, num_cells] weights of linear interpolation between cell centres; the outer half cells are held constant."""
+    """[num_samples, num_cells] weights of cubic (Catmull-Rom) interpolation between cell centres; border cells are held constant.
+
+    Cubic, because a peak of a few cells drawn linearly shows a cross that is no evidence.
+    """
     at = (np.arange(num_samples) + 0.5) * (length_px / num_samples)
     position = ((at - start) / (end - start) * num_cells - 0.5).clip(0, num_cells - 1)
     low = np.floor(position).astype(int)
-    high = np.minimum(low + 1, num_cells - 1)
-    share = position - low
+    t = position - low
+    taps = (
+        (-0.5 * t + t**2 - 0.5 * t**3, low - 1),
+        (1 - 2.5 * t**2 + 1.5 * t**3, low),
+        (0.5 * t + 2 * t**2 - 1.5 * t**3, low + 1),
+        (-0.5 * t**2 + 0.5 * t**3, low + 2),
+    )
     weights = np.zeros((num_samples, num_cells))
-    samples = np.arange(num_samples)
-    np.add.at(weights, (samples, low), 1.0 - share)
-    np.add.at(weights, (samples, high), share)
+    for share, cell in taps:
+        np.add.at(weights, (np.arange(num_samples), cell.clip(0, num_cells - 1)), share)
     return weights
 
 
