@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def load_square(source: Sample | NDArray[np.uint8] | NDArray[np.uint16], size_px
     return square, fit
 
 
-def _from_deep(pixels: NDArray[np.uint16] | NDArray[np.int32]) -> Image.Image:
+def _from_deep(pixels: NDArray[Any]) -> Image.Image:
     # Pillow resizes 16-bit pictures as floats only.
     return Image.fromarray(pixels.astype(np.float32) * np.float32(255 / 65535))
 
