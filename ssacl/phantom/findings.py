@@ -90,7 +90,7 @@ def changed_body(body: Body, findings: list[TrueFinding]) -> Body:
     """The body with the findings that change its proportions: heart, mediastinum, volume loss."""
     for item in findings:
         if item.name == "Cardiomegaly":
-            body = dataclasses.replace(body, heart_ratio=0.52 + 0.14 * item.amount)
+            body = dataclasses.replace(body, heart_ratio=0.54 + 0.13 * item.amount)
         elif item.name == "Enlarged Cardiomediastinum":
             body = dataclasses.replace(body, mediastinum=1.4 + 0.7 * item.amount)
         elif item.name == "Atelectasis":
@@ -126,7 +126,7 @@ def _draw(name: str, rng: np.random.Generator, taken: set[tuple[str, str]]) -> l
         taken.add((side, zone))
         if name == "Lung Lesion":
             common["size"] = f"{max(1, round(30 * lesion_radius(common['amount'])))} cm"
-        kind = ("mass" if lesion_radius(common["amount"]) > 0.1 else "nodule") if name == "Lung Lesion" else ""
+        kind = ("mass" if lesion_radius(common["amount"]) > 0.105 else "nodule") if name == "Lung Lesion" else ""
         return [TrueFinding(**common, side=side, zones=(f"{side} {zone}",), kind=kind, certainty=_certainty(severity, rng))]
     if name == "Atelectasis":
         side = str(rng.choice(["right", "left", "bilateral"], p=[0.35, 0.4, 0.25]))
@@ -177,7 +177,7 @@ def _draw_devices(rng: np.random.Generator, common: dict[str, Any], side: str) -
 
 def lesion_radius(amount: float) -> float:
     """Radius of a lung lesion in patient coordinates (1 is about 15 cm)."""
-    return 0.045 + 0.115 * amount
+    return 0.055 + 0.115 * amount
 
 
 def _certainty(severity: str, rng: np.random.Generator) -> str:

@@ -83,7 +83,7 @@ def draw_body(rng: np.random.Generator) -> Body:
         half_width=float(np.exp(rng.uniform(-0.12, 0.12) + 0.05 * habitus)),
         height=height,
         fat=0.1 + 0.09 * (habitus + 1) * float(rng.uniform(0.6, 1.2)),
-        heart_ratio=float(rng.uniform(0.38, 0.46)),
+        heart_ratio=float(rng.uniform(0.38, 0.45)),
         mediastinum=float(rng.uniform(0.85, 1.12)),
         dome_right=dome - 0.03 + float(rng.uniform(-0.04, 0.03)),
         dome_left=dome + 0.04 + float(rng.uniform(-0.05, 0.05)),

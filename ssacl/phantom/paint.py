@@ -48,15 +48,15 @@ def _blob(scene: Scene, finding: TrueFinding, radius: float, ragged: float) -> t
 
 def _opacity(scene: Scene, finding: TrueFinding) -> Mask:
     distance, lung = _blob(scene, finding, 0.24 + 0.1 * finding.place[3], 0.02)
-    haze = soft(distance - 0.08, 0.28) * lung
-    scene.extra += (0.2 + 0.18 * finding.amount) * haze
+    haze = soft(distance - 0.06, 0.22) * lung
+    scene.extra += (0.27 + 0.2 * finding.amount) * haze
     return haze > 0.25
 
 
 def _lesion(scene: Scene, finding: TrueFinding) -> Mask:
     distance, lung = _blob(scene, finding, lesion_radius(finding.amount), 0.0)
     disc = soft(distance, 1.5 * scene.anatomy.frame.px) * lung
-    scene.extra += (0.42 + 0.2 * finding.amount) * disc
+    scene.extra += (0.55 + 0.2 * finding.amount) * disc
     return disc > 0.5
 
 
@@ -160,7 +160,7 @@ def _pleural_other(scene: Scene, finding: TrueFinding) -> Mask:
     side = SIDES[finding.side][0]
     lung, share = anatomy.lungs[side], anatomy.lung_share(side)
     outward = anatomy.u if side == LEFT else -anatomy.u
-    thick = 0.08 + 0.08 * finding.amount + np.float32(0.008) * scene.noise(24)
+    thick = 0.09 + 0.09 * finding.amount + np.float32(0.008) * scene.noise(24)
     inside = soft(lung, 2 * anatomy.frame.px)
     if finding.kind == "plaque":
         # A dense, knobbly cap along the dome.
@@ -184,7 +184,7 @@ def _fracture(scene: Scene, finding: TrueFinding) -> Mask:
     side = SIDES[finding.side][0]
     if finding.kind == "clavicle":
         share = 0.4 + 0.2 * finding.place[0]
-        drop = 0.09 + 0.07 * finding.amount
+        drop = 0.1 + 0.08 * finding.amount
         scene.clavicle_steps[side] = (share, drop)
         at = (side * (0.11 + 0.86 * share) + anatomy.pose.turn, float(anatomy.clavicle_v(share)) + drop / 2)
         return anatomy.ellipse(at, (0.12, 0.11)) > 0
@@ -199,8 +199,8 @@ def _fracture(scene: Scene, finding: TrueFinding) -> Mask:
     # A dark fracture line through each rib, and the white rim of the overlapping ends.
     near = (outward > 0) & on_rib
     bone = np.abs(phase - np.floor(phase) - np.float32(0.5)) < 0.27
-    gap = near * soft(0.02 - np.abs(x - at_x), 1.5 * anatomy.frame.px)
-    scene.extra += near * bone * 0.4 * soft(0.035 - np.abs(x - at_x - 0.045), 1.5 * anatomy.frame.px) - 0.4 * bone * gap
+    gap = near * soft(0.026 - np.abs(x - at_x), 1.5 * anatomy.frame.px)
+    scene.extra += near * bone * 0.6 * soft(0.04 - np.abs(x - at_x - 0.045), 1.5 * anatomy.frame.px) - 0.5 * bone * gap
     return np.asarray(near & (np.abs(x - at_x) < 0.1))
 
 
@@ -250,7 +250,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
         ]
         lines = [(path, 0.05, 0.3), (path, 0.016, 0.6)]
     drawn = draw_lines(anatomy, lines)
-    scene.extra += 0.9 * drawn
+    scene.extra += 1.3 * drawn
     return drawn > 0.08
 
 

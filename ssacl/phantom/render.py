@@ -209,7 +209,7 @@ def _bones(scene: Scene) -> Field:
         if step is not None:
             share, drop = step
             broken = np.float32(0.048) - np.abs(v - drop - anatomy.clavicle_v(along))
-            broken = np.minimum(broken, 0.86 * np.minimum(along - (share + 0.035), 1 - along))
+            broken = np.minimum(broken, 0.86 * np.minimum(along - (share + 0.06), 1 - along))
             distance = np.maximum(np.minimum(distance, 0.86 * (share - along)), broken)
         density += 0.5 * soft(distance, edge) * (0.75 + 6 * np.clip(0.03 - distance, 0, 0.04))
         head = anatomy.ellipse((side * (body.half_width + 0.16 + 0.5 * body.fat), body.top + 0.2), (0.15, 0.16))
