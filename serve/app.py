@@ -19,16 +19,16 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ssacl.data.dicom import Picture
 
 from ray_jobs.session import ray_session, storage_environment
 from serve.ingress import OverloadedError, build_api
 from serve.replica import ModelReplica
 from serve.schemas import ServeSettings
+from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ServeError
 from ssacl.inference.report import DraftReport
 
-__all__ = ["ServeSettings", "build_app", "run_server", "stop_server"]
+__all__ = ["RunningServer", "ServeSettings", "build_app", "run_server", "stop_server"]
 
 logger = logging.getLogger(__name__)
 APPLICATION = "ssacl"
@@ -106,15 +106,32 @@ def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, s
     return application
 
 
-def run_server(settings: ServeSettings, blocking: bool = True) -> str:
-    """Start the endpoint and wait until it is ready; gives its address.
+class RunningServer:
+    """A started endpoint; as a context manager it is stopped at the end of the block."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def stop(self) -> None:
+        """See `stop_server`."""
+        stop_server()
+
+    def __enter__(self) -> RunningServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
+    """Start the endpoint and wait until it is ready.
 
     Parameters
     ----------
     settings
-        `host` and `port` are honoured when this call starts Ray Serve.
+        `host` and `port` are honoured when this call starts Ray Serve; port 0 takes a free one.
     blocking
-        Serve until SIGINT or SIGTERM, then stop what was started here; else return at once when ready (`stop_server` ends it).
+        Serve until SIGINT or SIGTERM, then stop what was started here; else return when ready.
 
     Raises
     ------
@@ -126,10 +143,10 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> str:
     from ray.serve.config import HTTPOptions
 
     settings = _with_absolute_checkpoint(settings)
-    _check_port(settings.host, settings.port)
+    port = _checked_port(settings.host, settings.port)
     _session.enter_context(ray_session())
     try:
-        serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=settings.port))
+        serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=port))
         serve.run(build_app(settings, storage_environment()), name=APPLICATION, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         stop_server()
@@ -140,14 +157,14 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> str:
     except BaseException:
         stop_server()
         raise
-    address = f"http://{settings.host}:{settings.port}"
+    address = f"http://{settings.host}:{port}"
     logger.info("serving %s at %s/v1/reports", settings.checkpoint_url, address)
     if blocking:
         try:
             _wait_for_signal()
         finally:
             stop_server()
-    return address
+    return RunningServer(address)
 
 
 def stop_server() -> None:
@@ -174,11 +191,13 @@ def _with_absolute_checkpoint(settings: ServeSettings) -> ServeSettings:
     return settings.model_copy(update={"checkpoint_url": str(folder)})
 
 
-def _check_port(host: str, port: int) -> None:
+def _checked_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ServeError(f"Port {port} on {host} is taken; choose another with --port.") from error

@@ -20,7 +20,7 @@ class ServeSettings(BaseModel):
 
     checkpoint_url: str = Field(description="Model folder, or s3:// prefix of one.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=1, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
     min_replicas: int = Field(1, ge=1, description="Model replicas kept when idle.")
     max_replicas: int = Field(1, ge=1, description="Model replicas under load.")
     num_ingress_replicas: int = Field(1, ge=1, description="Replicas that read pictures and answer.")

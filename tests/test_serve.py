@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tiny_model import encoded_film, tiny_model_folder
 
-from serve.app import build_app, run_server, stop_server
+from serve.app import build_app, run_server
 from serve.ingress import OverloadedError, build_api
 from serve.schemas import ReportResponse, ServeSettings
 from ssacl.data.dicom import Picture
@@ -255,9 +255,8 @@ def test_a_taken_port_and_a_missing_model_are_errors(model: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def server(model: Path) -> Iterator[str]:
-    address = run_server(settings(model, port=free_port(), max_upload_bytes=60_000), blocking=False)
-    yield address
-    stop_server()
+    with run_server(settings(model, port=0, max_upload_bytes=60_000), blocking=False) as running:
+        yield running.url
 
 
 @pytest.mark.ray
