@@ -105,10 +105,7 @@ def test_every_epoch_is_exact_over_ranks_and_resumes(
     last_batch = "wrap" if wrap else "drop"
 
     def ranks(size: int, micro: int) -> list[StreamingLoader]:
-        return [
-            StreamingLoader(stored, "train", KeysOnly(), rank, size, micro, seed, "wrap" if wrap else "drop", threads)
-            for rank in range(size)
-        ]
+        return [StreamingLoader(stored, "train", KeysOnly(), rank, size, micro, seed, last_batch, threads) for rank in range(size)]
 
     seen: dict[int, list[str]] = {}
 

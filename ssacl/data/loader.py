@@ -2,8 +2,8 @@
 
 The order of an epoch is a permutation computed position by position (nothing is held but the index). Global micro batch g takes
 positions [g * W * b, (g + 1) * W * b) and rank r its contiguous slice of it, so that what is trained on together does not depend on W
-as long as W * b does not. The state is the epoch and the number of samples consumed over all ranks: any other (W, b) goes on from there, nothing repeated,
-nothing skipped.
+as long as W * b does not. The state is the epoch and the number of samples consumed over all ranks: any other (W, b) goes on from there,
+nothing repeated, nothing skipped.
 
 The last partial batch of an epoch: "drop" leaves it out (other samples in each epoch), "wrap" fills it from the epoch's first positions.
 
@@ -158,8 +158,8 @@ class StreamingLoader:
         self._num_threads, self._prefetch = num_threads, prefetch
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"The split '{split}' has {len(self._entries)} samples, fewer than one batch over all ranks "
-                f"({world_size} ranks x {micro_batch_size}); lower engine.micro_batch_size or run.num_train_workers, or set data.last_batch=wrap."
+                f"The split '{split}' has {len(self._entries)} samples, fewer than one batch over all ranks ({world_size} ranks x "
+                f"{micro_batch_size}); lower engine.micro_batch_size or run.num_train_workers, or set data.last_batch=wrap."
             )
         keys = hashlib.sha256()
         for entry in self._entries:
