@@ -103,9 +103,10 @@ def _fit(config: Config, progress: bool) -> None:
                 trainer.fit()
             except Exception as error:
                 _raise_named(board)
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                causes = getattr(error, "worker_failures", None) or {0: error}
+                first = "; ".join(sorted({_last_line(cause) for cause in causes.values()}))
                 raise TrainingError(
-                    f"A train worker was lost more than {config.run.max_restarts} times, or failed without a named cause: {first} "
+                    f"A train worker was lost more than {config.run.max_restarts} times, or failed without a named cause: {first}. "
                     "Look into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
                 ) from error
         _raise_named(board)
@@ -234,6 +235,10 @@ def _raise_named(board: Any) -> None:
     if failure is not None:
         kind = getattr(errors, failure[0], SSACLError)
         raise kind(failure[1])
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _num_cpus(config: Config) -> int:

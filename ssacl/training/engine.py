@@ -95,7 +95,11 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     groups = parameter_groups(model, stage)
     if config.engine.kind == "torch":
         return TorchEngine(model, groups, config.engine, stage, device)
-    return DeepSpeedEngine(model, groups, config.engine, stage, device)
+    settings = config.engine
+    if stage.kind == "findings" and settings.zero_stage == 3:
+        # ZeRO 3 drops a module's weights too early when none of its inputs needs a gradient, as on a frozen encoder.
+        settings = settings.model_copy(update={"zero_stage": 2})
+    return DeepSpeedEngine(model, groups, settings, stage, device)
 
 
 def parameter_groups(model: nn.Module, stage: StagePlan) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ anything; the loop opens the splits "train" and "val" and no other.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ssacl.config import Config
 from ssacl.data.collate import Collator
 from ssacl.data.loader import StreamingLoader
 from ssacl.data.records import Batch
+from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError
@@ -106,10 +107,12 @@ class _Run:
         plans = plan_stages(self.config, self.loader.steps_per_epoch)
         with tempfile.TemporaryDirectory(prefix="ssacl-resume-") as parent:
             position, folder = self._find_start(Path(parent))
-            self.batches: Iterator[Batch] = iter(self.loader)
-            for plan in plans[position.stage_index :]:
-                self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
-                folder = None
+            self.batches: Iterator[Batch]
+            # Closed at the end, with the threads that read ahead.
+            with closing(iter(self.loader)) as self.batches:
+                for plan in plans[position.stage_index :]:
+                    self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
+                    folder = None
         manifest = on_rank_0(self._export, self.world_rank)
         self._milestone({"event": "model", "note": f"model version {manifest['model_version']}"})
         self._store_metrics()
@@ -253,9 +256,8 @@ class _Run:
         self._store_metrics()
 
     def _export(self) -> dict[str, Any]:
-        index = self.data.read("index.json")
         provenance = {
-            "data_sha256": hashlib.sha256(index).hexdigest(),
+            "data_sha256": ShardIndex.load(self.data).digest,
             "uncertain_policy": self.config.data.uncertain,
             "stages": [stage.kind for stage in self.config.run.stages],
             "world_size": self.world_size,
