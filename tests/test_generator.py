@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ssacl.data.transforms import load_square, normalise
 from tiny_model import REPORT, encoded_film, film, tiny_model_folder
 
 from ssacl.anatomy import NODES
 from ssacl.data.dicom import Picture, read_picture
+from ssacl.data.transforms import load_square, normalise
 from ssacl.errors import GenerationError
 from ssacl.inference import generator as module
 from ssacl.inference.decoding import decode, token_probabilities

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ssacl.data.tokenization import train_tokenizers
 
 from ssacl.anatomy import FINDINGS
 from ssacl.config import Config, parse_config
+from ssacl.data.tokenization import train_tokenizers
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import save_model_folder
 

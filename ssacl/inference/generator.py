@@ -126,38 +126,56 @@ class ReportGenerator:
         tokens = decode(language, tokenizers, prefix, prefix_mask, prompts, options, deadline)
         confidence = token_probabilities(language, prefix, prefix_mask, prompts, tokens)
 
-        grid = self._loaded.config.model.vision.grid
         drafts = []
         for row, picture in enumerate(pictures):
-            height, width = picture.pixels.shape
-            frame = _frame(squares[row][1], size)
-            raw_GN = encoded.attention_BGN[row].float().cpu().numpy().reshape(-1, grid, grid)
-            on_picture = restrict_to_picture(np.ones((grid, grid)), frame, width, height)
-            anatomy_maps = np.stack([normalised_map(np.nan_to_num(raw) * on_picture) for raw in raw_GN])
-            findings = self._findings(probability_BF[row])
-            sentences = []
-            for text, certainty in _sentences(tokenizers.lm, tokens[row], confidence[row]):
-                nodes, finding, status = sentence_place(text)
-                # Where the sentence names no place: where its finding can be, or the whole chest.
-                looked_at = nodes or FINDING_GROUPS.get(finding or "", ()) or ("chest",)
-                evidence = self._evidence(_row_of(encoded, row), text if finding else None, looked_at, anatomy_maps, on_picture)
-                box = box_of_map(evidence, frame, width, height) if nodes or finding else None
-                sentences.append(Sentence(text, nodes, finding, status.name.lower(), certainty, box, evidence))
+            entities, groups, _ = inferred[row]
+            written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
-                    sentences=tuple(sentences),
-                    findings=findings,
-                    anatomy_groups=inferred[row][1],
-                    anatomy_maps=anatomy_maps,
-                    image_width_px=width,
-                    image_height_px=height,
-                    map_frame=frame,
+                    **self._evidence(_row_of(encoded, row), written, _frame(squares[row][1], size), picture),
+                    findings=self._findings(probability_BF[row]),
+                    anatomy_groups=groups,
                     image_ref=picture.pixel_digest,
                     model_version=self.model_version,
-                    provenance={"generation": options.model_dump(), "entities": inferred[row][0], "view": picture.view},
+                    provenance={"generation": options.model_dump(), "entities": entities, "view": picture.view},
                 )
             )
         return drafts
+
+    def _evidence(self, encoded_row: Encoded, written: list[tuple[str, float]], frame: Box, picture: Picture) -> dict[str, Any]:
+        """The parts of a draft that say where: anatomy maps, and each sentence with its map and box."""
+        height, width = picture.pixels.shape
+        grid = self._loaded.config.model.vision.grid
+        on_picture = restrict_to_picture(np.ones((grid, grid)), frame, width, height)
+        raw_GN = encoded_row.attention_BGN[0].float().cpu().numpy()
+        anatomy_maps = np.stack([normalised_map(np.nan_to_num(raw.reshape(grid, grid)) * on_picture) for raw in raw_GN])
+        sentences = []
+        for text, certainty in written:
+            nodes, finding, status = sentence_place(text)
+            # Where the sentence names no place: where its finding can be, or the whole chest.
+            looked_at = nodes or FINDING_GROUPS.get(finding or "", ()) or ("chest",)
+            evidence = np.mean([anatomy_maps[NODE_INDEX[node]] for node in looked_at], axis=0)
+            if finding is not None:
+                # Within that place, where the sentence's own words look.
+                evidence = evidence * normalised_map(self._phrase_map(encoded_row, text) * on_picture)
+            evidence = normalised_map(evidence, sigma_cells=0)
+            box = box_of_map(evidence, frame, width, height) if nodes or finding else None
+            sentences.append(Sentence(text, nodes, finding, status.name.lower(), certainty, box, evidence))
+        return {
+            "sentences": tuple(sentences),
+            "anatomy_maps": anatomy_maps,
+            "image_width_px": width,
+            "image_height_px": height,
+            "map_frame": frame,
+        }
+
+    def _phrase_map(self, encoded_row: Encoded, phrase: str) -> NDArray[np.float32]:
+        """[grid, grid] attention of the phrase."""
+        ids = torch.tensor([self._loaded.tokenizers.text_ids(phrase, self._loaded.config.data.text_max_tokens)], device=self._device)
+        with torch.inference_mode():
+            attention = self._model.phrase_attention(encoded_row, ids, torch.ones_like(ids, dtype=torch.bool))
+        grid = self._loaded.config.model.vision.grid
+        return np.asarray(np.nan_to_num(attention[0].float().cpu().numpy().reshape(grid, grid)), dtype=np.float32)
 
     def _prompt(self, entities: list[str]) -> list[int]:
         """Token ids of the entities and the newline, as in training."""
@@ -169,24 +187,6 @@ class ReportGenerator:
             Finding(name, value, threshold, value >= threshold)
             for name, value, threshold in zip(FINDINGS, probability_F.tolist(), thresholds, strict=True)
         )
-
-    def _evidence(
-        self,
-        encoded_row: Encoded,
-        phrase: str | None,
-        nodes: Sequence[str],
-        anatomy_maps: NDArray[np.float32],
-        on_picture: NDArray[np.float64],
-    ) -> NDArray[np.float32]:
-        """Where a sentence looks: the mean of its nodes' maps and, where it states a finding, within it where its words look."""
-        where = np.mean([anatomy_maps[NODE_INDEX[node]] for node in nodes], axis=0)
-        if phrase is None:
-            return normalised_map(where, sigma_cells=0)
-        ids = torch.tensor([self._loaded.tokenizers.text_ids(phrase, self._loaded.config.data.text_max_tokens)], device=self._device)
-        with torch.inference_mode():
-            attention = self._model.phrase_attention(encoded_row, ids, torch.ones_like(ids, dtype=torch.bool))
-        said = normalised_map(attention[0].float().cpu().numpy().reshape(where.shape) * on_picture)
-        return normalised_map(where * said, sigma_cells=0)
 
 
 def _frame(fit: SquareFit, size_px: int) -> Box:
