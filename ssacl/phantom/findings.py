@@ -32,7 +32,7 @@ WEIGHTS = {
     "Support Devices": 1.3,
 }
 """How often a finding is drawn, relative to the others."""
-DEVICES = ("endotracheal tube", "jugular line", "picc", "pacemaker", "enteric tube", "chest tube")
+DEVICE_SHARES = {"endotracheal tube": 0.14, "jugular line": 0.18, "picc": 0.12, "pacemaker": 0.24, "enteric tube": 0.12, "chest tube": 0.2}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _draw(name: str, rng: np.random.Generator, taken: set[tuple[str, str]]) -> l
 def _draw_devices(rng: np.random.Generator, common: dict[str, Any], side: str) -> list[TrueFinding]:
     count = int(rng.choice([1, 2], p=[0.65, 0.35]))
     result = []
-    for kind in rng.choice(DEVICES, size=count, replace=False):
+    for kind in rng.choice(list(DEVICE_SHARES), size=count, replace=False, p=list(DEVICE_SHARES.values())):
         place = tuple(float(value) for value in rng.random(6))
         zones, where = {
             "endotracheal tube": (("trachea",), ""),

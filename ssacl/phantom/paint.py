@@ -47,9 +47,9 @@ def _blob(scene: Scene, finding: TrueFinding, radius: float, ragged: float) -> t
 
 
 def _opacity(scene: Scene, finding: TrueFinding) -> Mask:
-    distance, lung = _blob(scene, finding, 0.24 + 0.1 * finding.place[3], 0.02)
+    distance, lung = _blob(scene, finding, 0.31 + 0.1 * finding.place[3], 0.02)
     haze = soft(distance - 0.06, 0.22) * lung
-    scene.extra += (0.27 + 0.2 * finding.amount) * haze
+    scene.extra += (0.3 + 0.2 * finding.amount) * haze
     return haze > 0.25
 
 
@@ -61,9 +61,9 @@ def _lesion(scene: Scene, finding: TrueFinding) -> Mask:
 
 
 def _consolidation(scene: Scene, finding: TrueFinding) -> Mask:
-    distance, lung = _blob(scene, finding, 0.2 + 0.12 * finding.amount, 0.025)
+    distance, lung = _blob(scene, finding, 0.24 + 0.12 * finding.amount, 0.025)
     dense = soft(distance, 0.06) * lung
-    scene.extra += (0.3 + 0.28 * finding.amount) * dense
+    scene.extra += (0.45 + 0.3 * finding.amount) * dense
     scene.vessels *= 1 - 0.8 * dense
     return dense > 0.4
 
@@ -215,7 +215,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
     if finding.kind == "endotracheal tube":
         tip = carina_v - 0.12 - 0.12 * finding.place[0]
         axis = [(float(anatomy.trachea_u(np.float32(v))), v) for v in (above, (above + tip) / 2, tip)]
-        lines = [(axis, 0.05, 0.28), (axis, 0.014, 0.6)]
+        lines = [(axis, 0.06, 0.35), (axis, 0.02, 0.7)]
     elif finding.kind == "jugular line":
         path = [
             (-0.3 + wobble[0], above),
@@ -223,7 +223,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
             (junction[0] + 0.02 + wobble[1], -0.3),
             (junction[0] + wobble[2], junction[1]),
         ]
-        lines = [(path, 0.022, 0.6)]
+        lines = [(path, 0.028, 0.7)]
     elif finding.kind == "picc":
         path = [
             (side * (body.half_width + 0.35), body.top + 0.75),
@@ -232,7 +232,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
             (junction[0] * 0.8, body.top + 0.45),
             (junction[0] + wobble[2], junction[1] - 0.1),
         ]
-        lines = [(path, 0.02, 0.55)]
+        lines = [(path, 0.026, 0.65)]
     elif finding.kind == "pacemaker":
         box = (side * (0.62 + wobble[0]), body.top + 0.48 + wobble[1])
         lead = [box, (side * 0.35, body.top + 0.3), (junction[0], body.top + 0.5), junction]
@@ -240,7 +240,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
         lines = [([*lead, (junction[0] + 0.05, 0.3), apex], 0.022, 0.65), ([(box[0] - 0.09, box[1]), (box[0] + 0.09, box[1])], 0.17, 0.9)]
     elif finding.kind == "enteric tube":
         stomach = (0.4 + wobble[0], body.dome_left + 0.22)
-        lines = [([(carina_u + 0.03, above), (0.04 + wobble[1], -0.4), (0.06, 0.35), (0.16, body.dome_left + 0.12), stomach], 0.026, 0.5)]
+        lines = [([(carina_u + 0.03, above), (0.04 + wobble[1], -0.4), (0.06, 0.35), (0.16, body.dome_left + 0.12), stomach], 0.032, 0.65)]
     else:
         entry = anatomy.zone_point(side, "lower lung zone", 1.15, 0.3)
         path = [
@@ -248,7 +248,7 @@ def _device(scene: Scene, finding: TrueFinding) -> Mask:
             anatomy.zone_point(side, "lower lung zone", 0.7, 0.1),
             anatomy.zone_point(side, "upper lung zone", 0.75, 0.3 + wobble[0]),
         ]
-        lines = [(path, 0.05, 0.3), (path, 0.016, 0.6)]
+        lines = [(path, 0.06, 0.4), (path, 0.02, 0.7)]
     drawn = draw_lines(anatomy, lines)
     scene.extra += 1.3 * drawn
     return drawn > 0.08

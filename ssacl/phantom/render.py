@@ -61,14 +61,14 @@ def expose(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint16]:
     density = _soft_tissue(scene, rng) + scene.extra
     density += _bones(scene)
     np.clip(density, 0, None, out=density)
-    picture = 1 - np.exp(density * np.float32(-rng.uniform(1.05, 1.35)))
+    picture = 1 - np.exp(density * np.float32(-rng.uniform(0.95, 1.25)))
     px = anatomy.frame.size_px / 256
     picture = ndimage.gaussian_filter(picture, float(rng.uniform(0.45, 0.75)) * px, truncate=2.5)
     # Exposure: a faint slope over the film (heel effect), film gamma, brightness, and quantum noise.
     slope = rng.uniform(-0.05, 0.05, size=2).astype(np.float32)
     axis = np.linspace(-1, 1, anatomy.frame.size_px, dtype=np.float32)
     picture += slope[0] * axis[None, :] + slope[1] * axis[:, None]
-    picture = np.clip((picture - 0.02) * np.float32(rng.uniform(1.1, 1.3)), 0, 1) ** np.float32(rng.uniform(0.85, 1.25))
+    picture = np.clip((picture - 0.02) * np.float32(rng.uniform(1.02, 1.16)), 0, 1) ** np.float32(rng.uniform(0.85, 1.25))
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
     picture += grain * np.float32(rng.uniform(0.008, 0.022))
     detector: NDArray[np.uint16] = (np.clip(picture, 0, 1) * 4095 + 0.5).astype(np.uint16)
