@@ -113,7 +113,7 @@ def read_picture(content: bytes, name: str = "", *, keep_lateral: bool = False, 
                 return _read_file(content, bits)
     except RefusedImageError:
         raise
-    except MemoryError as error:
+    except (MemoryError, Image.DecompressionBombError) as error:
         raise RefusedImageError("too_large") from error
     # Decoders raise whatever they like on damaged files; their texts may quote the header, so only the reason is passed on.
     except Exception:
@@ -190,6 +190,10 @@ def _read_dicom(content: bytes, keep_lateral: bool, bits: int, correct_polarity:
     # The size is read before the pixels: a header may promise more than the memory holds.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     ds = pydicom.dcmread(io.BytesIO(content), force=content[128:132] != b"DICM")
+    if "TransferSyntaxUID" not in ds.file_meta:
+        # A bare data set, as older archives write them: the syntax is what pydicom found by looking.
+        is_implicit = ds.original_encoding[0]
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
     # pydicom drops what the file breaks off in, up to the whole data set: the tag of the pixels is there, its value is not.
     nothing = "unreadable" if b"\xe0\x7f\x10\x00" in content else "no_pixels"
     if "Rows" not in ds or "Columns" not in ds:

@@ -65,14 +65,12 @@ def is_grey(values: NDArray[Any]) -> bool:
 
 
 def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], bits: int) -> Grey:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut
 
-    # pydicom takes the output range of a window from BitsStored: the table must have the stored type.
     modal = np.asarray(apply_modality_lut(used.astype(stored.dtype), ds))
     if "VOILUTSequence" in ds or ("WindowCenter" in ds and "WindowWidth" in ds):
         try:
-            shown = np.asarray(apply_voi_lut(modal.copy(), ds), dtype=np.float64)
-            table = _scaled(shown, float(shown.min()), float(shown.max()), bits)
+            table = _scaled(*_windowed(ds, modal), bits)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError):
             table = None  # A window that the standard forbids: as if there were none.
         # A window beside the values makes a picture of one or two greys: do not believe it.
@@ -87,6 +85,18 @@ def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], b
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
     low, high = np.searchsorted(share, [_CLIPPED_PERCENT / 100, 1 - _CLIPPED_PERCENT / 100])
     return _scaled(values, float(values[order[low]]), float(values[order[min(high, len(order) - 1)]]), bits)
+
+
+def _windowed(ds: Dataset, modal: NDArray[Any]) -> tuple[NDArray[np.float64], float, float]:
+    """Values after the VOI LUT, else the first window, and what is black and white in them."""
+    from pydicom.pixels import apply_voi, apply_windowing
+
+    if "VOILUTSequence" in ds:
+        bits_per_entry = int(ds.VOILUTSequence[0].LUTDescriptor[2])
+        return np.asarray(apply_voi(modal, ds), dtype=np.float64), 0.0, float((1 << bits_per_entry) - 1)
+    # The ends of the output range depend on bits, sign and slope: two values far outside of the window show them.
+    shown = np.asarray(apply_windowing(np.append(modal.astype(np.float64), [-1e9, 1e9]), ds))
+    return shown[:-2], float(shown[-2]), float(shown[-1])
 
 
 def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:

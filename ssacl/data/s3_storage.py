@@ -75,8 +75,11 @@ class S3Storage:
 
         def get() -> bytes:
             reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key), **extra)
-            with reply["Body"] as body:
+            body = reply["Body"]
+            try:
                 content: bytes = body.read()
+            finally:
+                body.close()
             if len(content) != reply["ContentLength"]:
                 raise failures.IncompleteReadError(actual_bytes=len(content), expected_bytes=reply["ContentLength"])
             return content
