@@ -104,6 +104,9 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> 
         )
     return GPT2LMHeadModel(
         GPT2Config(
+            # The same function as GPT-2's gelu_new in one kernel; and on a CPU the fused attention's backward loses.
+            activation_function="gelu_pytorch_tanh",
+            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
             vocab_size=config.vocab_size if exact_vocab else vocab_size,
             n_positions=config.max_positions,
             n_embd=config.width,

@@ -34,6 +34,8 @@ class TextEncoder(nn.Module):
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=pad_token_id,
+            # On a CPU the fused kernel's backward loses.
+            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
         )
         self.bert = BertModel(settings)
 
