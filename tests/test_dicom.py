@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import dicom, film
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from ssacl.data.dicom import encode_picture, read_picture
 from ssacl.data.polarity import INVERTED_BELOW, is_inverted, polarity_score
@@ -26,39 +27,6 @@ from ssacl.errors import ImageError
 from ssacl.phantom import generate_study
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
-
-
-def film(size_px: int = 128) -> NDArray[np.uint8]:
-    """A made-up chest film, air dark."""
-    return np.asarray(Image.fromarray(generate_study(3, 0, 128).image).resize((size_px, size_px)))
-
-
-def dicom(pixels: NDArray[Any] | None, bits_stored: int = 0, syntax: str = ExplicitVRLittleEndian, **attributes: Any) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    ds = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    ds.Modality, ds.PatientName, ds.PatientID, ds.ViewPosition = "DX", "PLANTED^NAME", "PLANTED-ID", "PA"
-    ds.PhotometricInterpretation, ds.SamplesPerPixel, ds.PixelRepresentation = "MONOCHROME2", 1, 0
-    if pixels is not None:
-        ds.Rows, ds.Columns = pixels.shape[:2]
-        ds.BitsAllocated = pixels.dtype.itemsize * 8
-        ds.BitsStored = bits_stored or ds.BitsAllocated
-        ds.HighBit = ds.BitsStored - 1
-        ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-        ds.PixelData = pixels.tobytes()
-    for keyword, value in attributes.items():
-        if value is None:
-            delattr(ds, keyword)
-        else:
-            setattr(ds, keyword, value)
-    if syntax == RLELossless:
-        ds.compress(RLELossless)
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def image_file(pixels: NDArray[Any], kind: str = "PNG", mode: str | None = None) -> bytes:
