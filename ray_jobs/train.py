@@ -29,6 +29,7 @@ from ssacl.errors import ConfigError, SSACLError, TrainingError
 from ssacl.progress import ProgressBar
 from ssacl.training.curves import write_curves
 from ssacl.training.reporter import MetricsLog, Record, describe
+from ssacl.training.resume import run_storage
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,9 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
     SSACLError
         As `ssacl.training.loop.train`; a worker's named error arrives by its name.
     """
-    # Here, so that a wrong address or a storage that is down is told before any worker starts.
-    from ssacl.training.checkpoint import run_storage
-
     storage = run_storage(config)
+    # So that storage that is down or refuses is told before any worker starts.
+    storage.exists(MetricsLog.KEY)
     folder = out_folder or Path("runs") / config.run.name
     with ray_session(num_cpus=_num_cpus(config), address=address):
         _require_cpus(config)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ssacl
 from ssacl.config import Config, load_config
-from ssacl.data.storage import Storage, open_storage
+from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError
 from ssacl.models.ssacl import SSACL
@@ -230,8 +230,3 @@ def open_model(folder_or_url: str | Path, device: torch.device | str = "cpu") ->
     """`load_model_folder` for a local folder or an s3:// address."""
     with local_folder(folder_or_url) as folder:
         return load_model_folder(folder, device)
-
-
-def run_storage(config: Config) -> Storage:
-    """Where a run keeps its checkpoints, metrics and model: `(run.storage_url, run.name)`."""
-    return open_storage(config.run.storage_url).sub(config.run.name)

@@ -50,7 +50,8 @@ def curves_png(records: Iterable[Mapping[str, Any]]) -> bytes:
             )
             panel.plot([r["step"] for r in checks], [r["losses"][name] for r in checks], "o", color=colour, markersize=4)
         panel.set_title(f"{index + 1}. {stage}", fontsize=10)
-        panel.set_yscale("symlog", linthresh=0.1)
+        if len(names) > 1:
+            panel.set_yscale("symlog", linthresh=0.1)
         panel.legend(fontsize=7, frameon=False)
         panel.set_xlabel("optimizer step (lines: training, dots: validation)", fontsize=8)
     speed, rate = panels[len(stages)], panels[len(stages) + 1]

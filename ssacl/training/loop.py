@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,13 +33,12 @@ from ssacl.training.checkpoint import (
     config_differences,
     export_weights,
     load_weights,
-    run_storage,
     save_model_folder,
     upload_folder,
 )
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.reporter import MetricsLog, Reporter
-from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, save_random_state
+from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.stages import StagePlan, plan_stages
 from ssacl.training.thresholds import choose_thresholds
@@ -107,9 +106,8 @@ class _Run:
         plans = plan_stages(self.config, self.loader.steps_per_epoch)
         with tempfile.TemporaryDirectory(prefix="ssacl-resume-") as parent:
             position, folder = self._find_start(Path(parent))
-            self.batches: Iterator[Batch]
             # Closed at the end, with the threads that read ahead.
-            with closing(iter(self.loader)) as self.batches:
+            with closing(cast("Generator[Batch]", iter(self.loader))) as self.batches:
                 for plan in plans[position.stage_index :]:
                     self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
                     folder = None

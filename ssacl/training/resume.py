@@ -19,7 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ssacl.data.storage import Storage
+from ssacl.config import Config
+from ssacl.data.storage import Storage, open_storage
 from ssacl.errors import CheckpointError, SSACLError, TrainingError
 from ssacl.training.sealed import MANIFEST, download_folder, folder_hashes, parse_manifest, seal
 
@@ -38,6 +39,11 @@ class Position:
     @property
     def prefix(self) -> str:
         return f"checkpoints/{self.stage_index:02d}-{self.step:08d}"
+
+
+def run_storage(config: Config) -> Storage:
+    """Where a run keeps its checkpoints, metrics and model: `(run.storage_url, run.name)`."""
+    return open_storage(config.run.storage_url).sub(config.run.name)
 
 
 class RunStore:
