@@ -175,9 +175,17 @@ def test_no_identifier_survives(tmp_path: Path, caplog: pytest.LogCaptureFixture
     folder = tmp_path / "in" / f"{planted}Patient" / f"{planted}Study"
     folder.mkdir(parents=True)
     content = dicom(
-        film(), PatientName=f"{planted}^Quentin", PatientID=f"{planted}77", AccessionNumber="ACC123456", ReferringPhysicianName="Doctor^House",
-        InstitutionName=f"{planted} Hospital", PatientComments=planted, ImageComments=planted, ViewPosition="AP", SeriesDescription=planted,
-    )  # fmt: skip
+        film(),
+        PatientName=f"{planted}^Quentin",
+        PatientID=f"{planted}77",
+        AccessionNumber="ACC123456",
+        ReferringPhysicianName="Doctor^House",
+        InstitutionName=f"{planted} Hospital",
+        PatientComments=planted,
+        ImageComments=planted,
+        ViewPosition="AP",
+        SeriesDescription=planted,
+    )
     (folder / f"{planted}.dcm").write_bytes(content)
     (folder / f"{planted}bad.dcm").write_bytes(planted.encode() * 100)
     (folder / "report.txt").write_text(
