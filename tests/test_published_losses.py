@@ -154,6 +154,7 @@ def _rank(rank: int, folder: str, port: int, wiring: str, stages: tuple[str, ...
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_of_four_equal_one_rank_of_eight(tmp_path: Path) -> None:
     stages = ("joint", "findings")
     torch.multiprocessing.spawn(_rank, (str(tmp_path), _free_port(), "paper", stages), nprocs=2)
