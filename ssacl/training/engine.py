@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
-from ssacl.errors import CheckpointError, ConfigError, TrainingError
+from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
 from ssacl.training.stages import StagePlan, select_trainable
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     ------
     ConfigError
         The precision does not run on this device, or DeepSpeed is not installed.
+    NotBuiltError
+        ZeRO 3.
     """
     device = torch.device(device)
     if config.engine.precision == "fp16" and device.type == "cpu":
@@ -95,11 +97,10 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     groups = parameter_groups(model, stage)
     if config.engine.kind == "torch":
         return TorchEngine(model, groups, config.engine, stage, device)
-    settings = config.engine
-    if stage.kind == "findings" and settings.zero_stage == 3:
-        # ZeRO 3 drops a module's weights too early when none of its inputs needs a gradient, as on a frozen encoder.
-        settings = settings.model_copy(update={"zero_stage": 2})
-    return DeepSpeedEngine(model, groups, settings, stage, device)
+    if config.engine.zero_stage == 3:
+        # ZeRO 3 gathers and drops weights by hooks on each module's tensors; the model calls methods of its parts and hands dataclasses on.
+        raise NotBuiltError("engine.zero_stage 3 is not built yet: use engine.zero_stage=2, which shards gradients and optimizer state.")
+    return DeepSpeedEngine(model, groups, config.engine, stage, device)
 
 
 def parameter_groups(model: nn.Module, stage: StagePlan) -> list[dict[str, Any]]:
@@ -231,7 +232,7 @@ class TorchEngine(_Common):
 
 
 class DeepSpeedEngine(_Common):
-    """DeepSpeed ZeRO 0-3 around the same torch AdamW and the same schedule. Needs a process group, of one rank if need be."""
+    """DeepSpeed ZeRO 0-2 around the same torch AdamW and the same schedule. Needs a process group, of one rank if need be."""
 
     def __init__(
         self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
@@ -244,7 +245,7 @@ class DeepSpeedEngine(_Common):
                 "engine.kind deepspeed needs the package deepspeed: pip install 'ssacl[train]', or set engine.kind=torch."
             ) from error
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self._deepspeed, self._model, self._zero_stage = deepspeed, model, config.zero_stage
+        self._model, self._zero_stage = model, config.zero_stage
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self.num_trained = sum(parameter.numel() for parameter in self._parameters)
         # DeepSpeed (0.19) views parameters as bytes, which fails without dimensions: such scalars are vectors of one number in here.
@@ -252,8 +253,9 @@ class DeepSpeedEngine(_Common):
         for name in self._scalars:
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.reshape(1)
+        forward = StageForward(model, stage.kind, config.precision, device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=StageForward(model, stage.kind, config.precision, device),
+            model=forward,
             optimizer=make_optimizer(groups, stage),
             config=deepspeed_tree(config, stage.optim.clip_norm),
             dist_init_required=False,
@@ -301,11 +303,7 @@ class DeepSpeedEngine(_Common):
         self.steps_done = int(client["steps_done"])
 
     def full_state(self) -> dict[str, Tensor]:
-        whole: AbstractContextManager[Any] = nullcontext()
-        if self._zero_stage == 3:
-            whole = self._deepspeed.zero.GatheredParameters(list(self._model.parameters()))
-        with whole:
-            state = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
+        state = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
         return {name: value.reshape(()) if name in self._scalars else value for name, value in state.items()}
 
     def close(self) -> None:
