@@ -40,7 +40,9 @@ class DataConfig(_Section):
     """Where the shards are and how a sample becomes a training row."""
 
     url: str = Field("", description="Data set root: a folder, or s3://bucket/prefix (endpoint and keys from AWS_* variables).")
-    tokenizer_url: str = Field("", description="Folder or s3:// prefix with wordpiece.json and language_model/; empty: beside the data set.")
+    tokenizer_url: str = Field(
+        "", description="Folder or s3:// prefix with wordpiece.json and language_model/; empty: beside the data set."
+    )
     text_max_tokens: Count = Field(100, description="Longest text-encoder input, in tokens.")
     lm_max_tokens: Count = Field(100, description="Longest prompt, and longest report, for the language model in training, in tokens.")
     entity_prompt_share: Fraction = Field(0.5, description="Probability that the entities are put before the report in training.")
@@ -52,7 +54,9 @@ class DataConfig(_Section):
     warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
     warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
     num_loader_threads: int = Field(2, ge=0, description="Threads that read and decode ahead; 0 decodes in the training thread.")
-    last_batch: Literal["drop", "wrap"] = Field("drop", description="The last partial global batch of an epoch: dropped, or filled from its start.")
+    last_batch: Literal["drop", "wrap"] = Field(
+        "drop", description="The last partial global batch of an epoch: dropped, or filled from its start."
+    )
     max_bad_samples: int = Field(100, ge=0, description="Damaged samples skipped before the run stops.")
 
 
@@ -69,7 +73,9 @@ class VisionConfig(_Section):
     decoder_depth: Count = 4
     decoder_num_heads: Count = 6
     target_scale: Literal[1, 2] = Field(1, description="2: reconstruct a target of twice the side (the release's super-resolution).")
-    position_table: Literal["mae", "official"] = Field("mae", description="Exponents of the fixed sin-cos table: MAE's 2i/d, or the release's i/(2d).")
+    position_table: Literal["mae", "official"] = Field(
+        "mae", description="Exponents of the fixed sin-cos table: MAE's 2i/d, or the release's i/(2d)."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> VisionConfig:
@@ -105,7 +111,9 @@ class TextConfig(_Section):
 class LanguageConfig(_Section):
     """Report decoder: a causal LM that takes `inputs_embeds`."""
 
-    name_or_path: str = Field("", description="Hugging Face folder or name (weights + config + tokenizer); empty: a GPT-2 of the sizes below, from scratch.")
+    name_or_path: str = Field(
+        "", description="Hugging Face folder or name (weights + config + tokenizer); empty: a GPT-2 of the sizes below, from scratch."
+    )
     width: Count = 768
     depth: Count = 12
     num_heads: Count = 12
@@ -116,7 +124,9 @@ class LanguageConfig(_Section):
 
 
 class ModelConfig(_Section):
-    wiring: Literal["paper", "official"] = Field("paper", description="Passes and normalisations of METHOD section 4; `official` reproduces the release.")
+    wiring: Literal["paper", "official"] = Field(
+        "paper", description="Passes and normalisations of METHOD section 4; `official` reproduces the release."
+    )
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     language: LanguageConfig = LanguageConfig()

@@ -25,7 +25,8 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            name, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            columns = (name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self._name, total=self._total, note="")

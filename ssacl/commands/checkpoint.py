@@ -21,8 +21,7 @@ def add_parsers(commands: Commands) -> None:
 def _show(options: argparse.Namespace) -> int:
     import json
 
-    from ssacl.training.checkpoint import open_model_folder
+    from ssacl.training.checkpoint import open_model
 
-    with open_model_folder(options.checkpoint) as loaded:
-        print(json.dumps(loaded.manifest, indent=2))
+    print(json.dumps(open_model(options.checkpoint).manifest, indent=2))
     return 0

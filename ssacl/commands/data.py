@@ -12,7 +12,9 @@ from ssacl.progress import ProgressBar
 
 
 def add_parsers(commands: Commands) -> None:
-    actions = commands.add_parser("data", help="make, ingest and check data sets").add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = commands.add_parser("data", help="make, ingest and check data sets").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
 
     phantom = actions.add_parser("phantom", help="write made-up chest radiographs as DICOM, with reports and measuring truth")
     phantom.add_argument("--out", required=True, metavar="DIR", help="new folder; the truth goes beside it, to DIR_truth")
@@ -33,7 +35,13 @@ def add_parsers(commands: Commands) -> None:
     ingest.add_argument("source", metavar="PATH", help="folder or CSV file, as the format wants it")
     ingest.add_argument("--format", required=True, metavar="NAME", help="csv, dicom-dir")
     ingest.add_argument("--out", required=True, metavar="URL", help="data set root: folder or s3://bucket/prefix")
-    ingest.add_argument("--column", action="append", default=[], metavar="ROLE=NAME", help="csv: image, report, patient, study, split, view, labels, licence")
+    ingest.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="csv: image, report, patient, study, split, view, labels, licence",
+    )
     ingest.add_argument("--image-root", metavar="DIR", help="csv: folder that image paths are relative to (default: the CSV's folder)")
     ingest.add_argument("--longest-side-px", type=int, default=512, help="pictures are scaled down to this")
     ingest.add_argument("--keep-lateral", action="store_true", help="keep lateral views instead of rejecting them")
@@ -46,7 +54,7 @@ def add_parsers(commands: Commands) -> None:
 
     tokenizer = actions.add_parser("tokenizer", help="train the tokenizers from the reports of the training split")
     tokenizer.add_argument("--data", required=True, metavar="URL")
-    tokenizer.add_argument("--out", metavar="URL", help="default: beside the data set, in tokenizer/")
+    tokenizer.add_argument("--out", metavar="URL", help="default: beside the data set")
     tokenizer.add_argument("--text-vocab-size", type=int, default=30000, help="WordPiece entries of the text encoder")
     tokenizer.add_argument("--lm-vocab-size", type=int, default=8000, help="byte-level BPE entries of the language model")
     tokenizer.set_defaults(run=_tokenizer)
@@ -104,8 +112,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace) -> int:
-    from ssacl.data.tokenization import tokenize_dataset
+    from ssacl.data.corpus import train_dataset_tokenizers
 
-    tokenizers = tokenize_dataset(options.data, options.out, options.text_vocab_size, options.lm_vocab_size)
+    tokenizers = train_dataset_tokenizers(options.data, options.out, options.text_vocab_size, options.lm_vocab_size)
     print(f"text encoder: {tokenizers.text.get_vocab_size()} entries; language model: {len(tokenizers.lm)} entries")
     return 0

@@ -93,7 +93,9 @@ def _storage(url: str) -> Row:
         present = open_storage(url).exists("index.json")
     except SSACLError as error:
         return (False, "data set", "not reachable", str(error))
-    return (True, "data set", "index found", "") if present else (None, "data set", "reachable, no index.json", "ssacl data ingest makes one")
+    return (
+        (True, "data set", "index found", "") if present else (None, "data set", "reachable, no index.json", "ssacl data ingest makes one")
+    )
 
 
 def _cluster(address: str) -> Row:

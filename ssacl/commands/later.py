@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import TypeAlias
 
 from ssacl.errors import NotBuiltError
 
-Commands = argparse._SubParsersAction  # type: ignore[type-arg]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def not_built(commands: Commands, name: str, what: str) -> None:

@@ -121,7 +121,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             item.name: value.to(device, non_blocking=True)
             for item in dataclasses.fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)
