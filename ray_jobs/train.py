@@ -25,6 +25,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray_jobs.session import ray_session, storage_environment
 from ssacl import errors
 from ssacl.config import Config, parse_config
+from ssacl.data.loader import open_split
+from ssacl.data.storage import open_storage
 from ssacl.errors import ConfigError, SSACLError, TrainingError
 from ssacl.progress import ProgressBar
 from ssacl.training.curves import write_curves
@@ -62,8 +64,9 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
         As `ssacl.training.loop.train`; a worker's named error arrives by its name.
     """
     storage = run_storage(config)
-    # So that storage that is down or refuses is told before any worker starts.
+    # So that storage that is down or refuses, and data that is not there, are told before any worker starts.
     storage.exists(MetricsLog.KEY)
+    open_split(open_storage(config.data.url), "train", purpose="training")
     folder = out_folder or Path("runs") / config.run.name
     with ray_session(num_cpus=_num_cpus(config), address=address):
         _require_cpus(config)

@@ -26,6 +26,7 @@ from ssacl.data.collate import Collator, Row
 from ssacl.data.records import SPLITS, Batch, Sample
 from ssacl.data.shards import SampleEntry, ShardIndex, read_sample
 from ssacl.data.storage import Storage
+from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import CheckpointError, ConfigError, DataError, SplitError
 
 logger = logging.getLogger(__name__)
@@ -85,12 +86,13 @@ def open_split(storage: Storage, split: str, purpose: Purpose) -> list[SampleEnt
     Raises
     ------
     SplitError
-        Training or validation asks for the test split, or `split` is no split (the truth is none).
+        Training or validation asks for the test split, `split` is no split, or the storage is a phantom's truth.
     DataError
         There is no data set, or the split is empty.
     StorageError
         Storage cannot be reached.
     """
+    refuse_truth(storage.url)
     if split not in SPLITS:
         raise SplitError(f"'{split}' is no split of a data set; choose one of {', '.join(SPLITS)}.")
     if split == "test" and purpose not in ("evaluation", "prediction"):

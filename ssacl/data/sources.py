@@ -12,6 +12,7 @@ from pathlib import Path
 from ssacl.anatomy import FINDINGS, NO_FINDING, FindingStatus
 from ssacl.data.deidentify import patient_id_of
 from ssacl.data.records import SPLITS, Study, StudyImage
+from ssacl.data.truth_guard import is_truth_folder, refuse_truth
 from ssacl.errors import ConfigError, DataError, NotBuiltError
 
 FORMATS = ("csv", "dicom-dir")
@@ -58,6 +59,8 @@ def open_source(format: str, path: str | Path, options: SourceOptions | None = N
         Unknown format or column role.
     DataError
         Nothing there, no study in it, or a column is missing.
+    SplitError
+        The path, or a picture of the CSV, is a phantom's measuring truth.
     NotBuiltError
         A format of a later release.
     """
@@ -67,6 +70,7 @@ def open_source(format: str, path: str | Path, options: SourceOptions | None = N
     if format not in FORMATS:
         raise ConfigError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}.")
     place = Path(path)
+    refuse_truth(place)
     if not place.exists():
         raise DataError(f"There is nothing at {place}. Check the path.")
     return iter(_read_csv(place, options) if format == "csv" else _find_dicom_studies(place))
@@ -105,6 +109,8 @@ def _read_csv(path: Path, options: SourceOptions) -> list[Study]:
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}. Check the path and its permissions.") from error
     root = options.image_root or path.parent
+    for folder in {(root / row["image"]).parent for row in rows}:
+        refuse_truth(folder)
     studies: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         if row["image"]:
@@ -164,7 +170,8 @@ def _find_dicom_studies(root: Path) -> Iterator[Study]:
 
 def _dicom_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
+        # A walk over the folder above meets the truth beside its data.
+        subfolders[:] = sorted(name for name in subfolders if not is_truth_folder(Path(folder) / name))
         if any(name.lower().endswith(_DICOM_SUFFIXES) for name in names):
             yield Path(folder), sorted(names)
 

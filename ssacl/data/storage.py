@@ -16,6 +16,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from ssacl.data.s3_server import EmbeddedS3, embedded_s3
+from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import StorageError
 
 __all__ = ["EmbeddedS3", "FolderStorage", "MissingObjectError", "ObjectInfo", "Storage", "embedded_s3", "open_storage"]
@@ -82,7 +83,10 @@ def open_storage(url: str | Path) -> Storage:
     ------
     StorageError
         The URL is empty, or its scheme is neither a path nor s3.
+    SplitError
+        It names a phantom's measuring truth, which no data set, run or tokenizer is.
     """
+    refuse_truth(url)
     text = str(url)
     scheme, separator, _ = text.partition("://")
     if not text:

@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssacl.anatomy import NODES
+from ssacl.data import truth_guard
 from ssacl.errors import DataError
 from ssacl.phantom.findings import TrueFinding
 from ssacl.phantom.geometry import Mask
 from ssacl.phantom.study import StudyTruth
 
-TRUTH_SUFFIX = "_truth"
+TRUTH_SUFFIX = truth_guard.TRUTH_SUFFIX
 """A data folder's name + this is its truth's."""
-MANIFEST = "phantom.json"
+MANIFEST = truth_guard.TRUTH_MANIFEST
 """Written last: settings of the tree, and digest -> study."""
 
 
