@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from ssacl.errors import CheckpointError, DataError
+from ssacl.errors import CheckpointError, DataError, GenerationError
 
 if TYPE_CHECKING:
     from ssacl.data.storage import Storage
@@ -36,6 +36,29 @@ END = "<|endoftext|>"
 _UNK = SPECIAL[1]
 
 
+class AbsentLanguageTokenizer:
+    """Stands for the language model's tokenizer where a checkpoint came without it: sizes can be asked, text cannot.
+
+    Raises
+    ------
+    GenerationError
+        Anything that would need the vocabulary is asked for.
+    """
+
+    bos_token_id = eos_token_id = pad_token_id = pad_token = None
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise GenerationError(
+            "This checkpoint has no tokenizer of its language model, so that it can neither write nor learn to write text: import it again "
+            "with `ssacl checkpoint import ... --language-model DIR`."
+        )
+
+
 class Tokenizers:
     """The pair that a model is trained with.
 
@@ -44,7 +67,7 @@ class Tokenizers:
     text
         `tokenizers.Tokenizer`; must know [PAD], [UNK] and [CLS]. Encoding with special tokens puts [CLS] in front.
     lm
-        `transformers.PreTrainedTokenizerFast`; a missing pad token becomes the end-of-text token.
+        `transformers.PreTrainedTokenizerFast`; a missing pad token becomes the end-of-text token. Or an `AbsentLanguageTokenizer`.
 
     Raises
     ------
@@ -60,6 +83,12 @@ class Tokenizers:
             text.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", text.token_to_id("[CLS]"))])
         text.no_padding()
         text.no_truncation()
+        self.text = text
+        self.lm = lm
+        if self.has_language:
+            self._prepare_language(lm)
+
+    def _prepare_language(self, lm: Any) -> None:
         if lm.pad_token is None:
             if lm.eos_token is None:
                 raise CheckpointError(
@@ -73,9 +102,16 @@ class Tokenizers:
             raise CheckpointError(
                 f"The tokenizer in {LM_FOLDER}/ writes a newline as {len(newline)} tokens; reports need one token that ends them."
             )
-        self.text = text
-        self.lm = lm
-        self.newline_id: int = newline[0]
+        self._newline_id: int = newline[0]
+
+    @property
+    def has_language(self) -> bool:
+        """False when only the text encoder's tokenizer is known."""
+        return not isinstance(self.lm, AbsentLanguageTokenizer)
+
+    @property
+    def newline_id(self) -> int:
+        return self._newline_id if self.has_language else int(self.lm.newline_id)
 
     @property
     def text_pad_id(self) -> int:
@@ -83,17 +119,19 @@ class Tokenizers:
 
     @property
     def lm_pad_id(self) -> int:
-        return int(self.lm.pad_token_id)
+        return int(self.lm.pad_token_id if self.has_language else self.lm.lm_pad_id)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over both vocabularies and rules: equal for tokenizers that encode alike, whatever their formatting on disk."""
         # Truncation and padding are set per call, so they are no part of what a checkpoint depends on.
-        trees = [json.loads(tokenizer.to_str()) for tokenizer in (self.text, self.lm.backend_tokenizer)]
+        used = (self.text, self.lm.backend_tokenizer) if self.has_language else (self.text,)
+        trees = [json.loads(tokenizer.to_str()) for tokenizer in used]
         for tree in trees:
             tree.pop("truncation", None)
             tree.pop("padding", None)
-        trees.append({"pad": self.lm_pad_id, "newline": self.newline_id})
+        if self.has_language:
+            trees.append({"pad": self.lm_pad_id, "newline": self.newline_id})
         return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()
 
     def text_ids(self, text: str, max_tokens: int | None = None) -> list[int]:
@@ -113,20 +151,26 @@ class Tokenizers:
         return pad(rows, self.text_pad_id)
 
     def save(self, folder: str | Path) -> None:
-        """Write `wordpiece.json` and `language_model/`; each file appears whole or not at all."""
+        """Write `wordpiece.json` and, where there is a language tokenizer, `language_model/`; each file appears whole or not at all."""
         folder = Path(folder)
-        (folder / LM_FOLDER).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizers-") as name:
             work = Path(name)
             self.text.save(str(work / TEXT_FILE))
-            self.lm.save_pretrained(str(work / LM_FOLDER))
+            if self.has_language:
+                (folder / LM_FOLDER).mkdir(exist_ok=True)
+                self.lm.save_pretrained(str(work / LM_FOLDER))
             os.replace(work / TEXT_FILE, folder / TEXT_FILE)
+            if not self.has_language:
+                return
             for path in sorted((work / LM_FOLDER).iterdir()):
                 os.replace(path, folder / LM_FOLDER / path.name)
 
     @classmethod
-    def load(cls, source: str | Path | Storage) -> Tokenizers:
+    def load(cls, source: str | Path | Storage, *, text_only: bool = False) -> Tokenizers:
         """Read what `save` wrote, from a folder, an s3:// prefix, or an open storage.
+
+        `text_only` (a local folder) reads `wordpiece.json` alone: whatever needs the language tokenizer then fails by name.
 
         Raises
         ------
@@ -144,13 +188,17 @@ class Tokenizers:
 
             return cls._download(open_storage(source))
         folder = Path(source)
-        if not (folder / TEXT_FILE).is_file() or not (folder / LM_FOLDER).is_dir():
+        if not (folder / TEXT_FILE).is_file() or not (text_only or (folder / LM_FOLDER).is_dir()):
             raise DataError(f"No tokenizers in {folder} ({TEXT_FILE} and {LM_FOLDER}/); train them with `ssacl data tokenizer`.")
         from transformers import PreTrainedTokenizerFast
 
         try:
             text = Tokenizer.from_file(str(folder / TEXT_FILE))
-            lm = PreTrainedTokenizerFast.from_pretrained(str(folder / LM_FOLDER), local_files_only=True)
+            lm = (
+                AbsentLanguageTokenizer()
+                if text_only
+                else PreTrainedTokenizerFast.from_pretrained(str(folder / LM_FOLDER), local_files_only=True)
+            )
         # The Rust side raises bare Exception for a damaged file.
         except Exception as error:
             raise CheckpointError(f"The tokenizers in {folder} cannot be read; train them again with `ssacl data tokenizer`.") from error

@@ -93,15 +93,25 @@ class ReportGenerator:
         Raises
         ------
         GenerationError
-            The checkpoint has no language model, or its weights give values that are not finite.
+            The checkpoint has no language model or no tokenizer for it, its findings head was never trained, or its weights give values
+            that are not finite.
         TimeLimitError
             `options.time_limit_s` was reached.
         """
         options = options or GenerationOptions()
+        if not self._loaded.tokenizers.has_language:
+            raise GenerationError(
+                "This checkpoint was imported without its language model's tokenizer, so that no text can be written: import it again with "
+                "`ssacl checkpoint import ... --language-model DIR`."
+            )
         stages = self._loaded.manifest.get("provenance", {}).get("stages")
         if stages is not None and not {"generation", "joint"} & set(stages):
             raise GenerationError(
                 "This checkpoint has no trained language model: train the stage `generation` or `joint` before asking for reports."
+            )
+        if stages is not None and "findings" not in stages:
+            raise GenerationError(
+                "This checkpoint's findings head was never trained, and a report follows its findings: train the stage `findings` first."
             )
         deadline = None if options.time_limit_s is None else time.monotonic() + options.time_limit_s
         reports: list[DraftReport] = []

@@ -74,7 +74,12 @@ class Imported:
 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a released `.pth` file; nothing but tensors and plain values is ever unpickled.
+    """The tensors of a released `.pth` file; see `read_released_file`."""
+    return read_released_file(path)[0]
+
+
+def read_released_file(path: str | Path) -> tuple[dict[str, Tensor], int]:
+    """Tensors and epoch of a released `.pth` file; nothing but tensors and plain values is ever unpickled.
 
     Raises
     ------
@@ -83,16 +88,18 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}. Give the path of the released .pth file.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    # A file cut short makes torch seek before its start: an OSError.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged, or holds objects other than tensors, which are never unpickled. Save its state_dict alone and try again."
         ) from error
     state = tree.get("model", tree) if isinstance(tree, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state_dict under 'model': it is not a checkpoint in the released layout.")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    epoch = tree.get("epoch", 0)
+    return {str(name).removeprefix("module."): value for name, value in state.items()}, epoch if isinstance(epoch, int) else 0
 
 
 def our_name(released: str) -> str | None:
@@ -116,6 +123,8 @@ def infer_config(state: Mapping[str, Tensor], heads: HeadCounts | None = None) -
         width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
         num_patches = state["pos_embed"].shape[1] - 1
         grid = round(num_patches**0.5)
+        if grid**2 != num_patches:
+            raise ValueError(f"{num_patches} patches make no square grid")
         decoder_width = state["decoder_embed.weight"].shape[0]
         scale = round((state["decoder_pred.weight"].shape[0] / 3) ** 0.5 / patch_px)
         text_vocab, text_width = state["bert_encoder.model.bert.embeddings.word_embeddings.weight"].shape
@@ -157,7 +166,7 @@ def infer_config(state: Mapping[str, Tensor], heads: HeadCounts | None = None) -
         return ModelConfig.model_validate(tree)
     except KeyError as error:
         raise CheckpointError(f"The tensor {error} is missing: this is not a checkpoint in the released layout.") from error
-    except ValueError as error:
+    except (ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"The checkpoint's sizes do not fit: {error}. Give the head counts that it was trained with.") from error
 
 
@@ -188,8 +197,19 @@ def import_released(model: SSACL, state: Mapping[str, Tensor]) -> Imported:
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
-    broken = [name for name, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes), ("not finite", broken)):
+    types = [
+        f"{name} {str(value.dtype).removeprefix('torch.')} instead of {str(own[name].dtype).removeprefix('torch.')}"
+        for name, value in weights.items()
+        if value.dtype != own[name].dtype
+    ]
+    broken = [name for name, value in {**weights, **extras}.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    for what, names in (
+        ("missing", missing),
+        ("unknown", unknown),
+        ("of another shape", shapes),
+        ("of another type", types),
+        ("not finite", broken),
+    ):
         if names:
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             raise CheckpointError(

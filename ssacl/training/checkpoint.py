@@ -1,6 +1,9 @@
 """The model folder: everything that inference needs, sealed by a manifest.
 
 model.safetensors  config.yaml  wordpiece.json  language_model/  thresholds.json  manifest.json (last)
+
+A folder imported from the released layout also has extras.safetensors (released tensors that the model does not hold), and lacks
+language_model/ when the import was given none; its manifest says so.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, CONFIG, THRESHOLDS = "model.safetensors", "config.yaml", "thresholds.json"
+WEIGHTS, CONFIG, THRESHOLDS, EXTRAS = "model.safetensors", "config.yaml", "thresholds.json", "extras.safetensors"
 FORMAT = 1
 _NUM_NAMES_SHOWN = 6
 
@@ -70,6 +73,7 @@ def save_model_folder(
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Write a model folder, whole or not at all; gives its manifest.
 
@@ -78,6 +82,7 @@ def save_model_folder(
     model : module whose `state_dict` is stored in float32 or as it stands; tied tensors are stored once.
     provenance : data set hash, label policy, trained stages.
     state : replaces `model.state_dict()`, where the weights were gathered from several ranks.
+    extras : tensors of a released checkpoint that travel beside the model.
 
     Raises
     ------
@@ -88,12 +93,15 @@ def save_model_folder(
         export_weights(work / WEIGHTS, model, state)
         (work / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
         tokenizers.save(work)
+        if extras:
+            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in extras.items()}, work / EXTRAS)
         (work / THRESHOLDS).write_text(json.dumps(dict(thresholds), indent=1), encoding="utf-8")
         entries = {
             "format": FORMAT,
             "model_version": sha256_of(work / WEIGHTS)[:12],
             "code_version": ssacl.__version__,
             "tokenizer_fingerprint": tokenizers.fingerprint,
+            "language_tokenizer": tokenizers.has_language,
             "metrics": dict(metrics),
             "provenance": dict(provenance or {}),
         }
@@ -121,7 +129,7 @@ def load_model_folder(folder: str | Path, device: torch.device | str = "cpu") ->
         raise CheckpointError(
             f"The configuration in {folder} does not fit this version of ssacl ({manifest['code_version']} wrote it): {error}"
         ) from error
-    tokenizers = Tokenizers.load(folder)
+    tokenizers = Tokenizers.load(folder, text_only=not manifest.get("language_tokenizer", True))
     if tokenizers.fingerprint != manifest["tokenizer_fingerprint"]:
         raise CheckpointError(f"The tokenizer files in {folder} are not those the model was trained with. Copy the whole folder again.")
     model = SSACL.from_config(config, tokenizers)
@@ -171,11 +179,21 @@ def load_weights(path: Path, model: nn.Module) -> None:
     CheckpointError
         The file is unreadable, tensors are missing or left over, or shapes differ; the message names them.
     """
+    fill(model, read_tensors(path), str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        The file is unreadable.
+    """
     try:
-        tensors = load_file(path)
+        return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: it is damaged or cut short. Copy it again.") from error
-    fill(model, tensors, str(path))
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
