@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, FindingStatus, leaves_below
+from ssacl.anatomy import FINDING_INDEX, INNER_NODES, LEAF_INDEX, LEAVES, NO_FINDING, NODE_INDEX, FindingStatus, leaves_below
 from ssacl.atlas import CHART, OVERLAPS, RELATIONS
 from ssacl.config import GroundingConfig
 from ssacl.distributed import gather_with_gradient, sum_over_ranks, world_size
@@ -68,6 +68,8 @@ class GroundingInputs:
     sentence_finding: Tensor | None = None
     """[S] int64 finding, F for a normal statement."""
     entity_logits_BMF: Tensor | None = None
+    image_logits_BF: Tensor | None = None
+    """Findings of the whole image; they add the same cross-entropy against "present at some leaf"."""
     entities: Tensor | None = None
     """[B, M, F] `FindingStatus` of each finding at each leaf, from the report."""
     has_text: Tensor | None = None
@@ -90,7 +92,9 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
     leaf_BMN = attention_BGN[:, _LEAF_NODES]
     points_N2 = patch_centres(inputs.grid, leaf_BMN.device)
     centroid_BM2 = leaf_BMN @ points_N2
-    nothing = inputs.attention_BGN.float().sum() * 0.0
+    # In every text term, so that the graph is the same on every rank, whatever its rows say and whichever terms are on.
+    outputs = (inputs.attention_BGN, inputs.region_BMD, inputs.entity_logits_BMF, inputs.image_logits_BF)
+    nothing = torch.stack([output.float().sum() * 0.0 for output in outputs if output is not None]).sum()
     terms: dict[str, Tensor] = {}
     if config.equivariance:
         terms["equivariance"] = nothing
@@ -113,11 +117,13 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
         terms["region_text"] = nothing
         sentence = (inputs.sentences_SD, inputs.sentence_row, inputs.sentence_leaves, inputs.sentence_finding)
         if inputs.region_BMD is not None and all(tensor is not None for tensor in sentence):
-            terms["region_text"] = region_text(inputs.region_BMD, *sentence)  # type: ignore[arg-type]
+            terms["region_text"] = nothing + region_text(inputs.region_BMD, *sentence)  # type: ignore[arg-type]
     if config.entities:
         terms["entities"] = nothing
         if inputs.entity_logits_BMF is not None and inputs.entities is not None:
-            terms["entities"] = entities(inputs.entity_logits_BMF, inputs.entities, inputs.has_text)
+            terms["entities"] = nothing + entities(inputs.entity_logits_BMF, inputs.entities, inputs.has_text)
+            if inputs.image_logits_BF is not None:
+                terms["entities"] = terms["entities"] + image_entities(inputs.image_logits_BF, inputs.entities, inputs.has_text)
     return terms
 
 
@@ -236,6 +242,23 @@ def entities(logits_BMF: Tensor, status_BMF: Tensor, has_text_B: Tensor | None =
 def _share_of_global(weight: Tensor) -> Tensor:
     """Factor from this rank's weighted sum to its share of the global weighted mean (`ssacl.distributed`'s convention)."""
     return world_size() / sum_over_ranks(weight)
+
+
+def image_entities(logits_BF: Tensor, status_BMF: Tensor, has_text_B: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the findings of whole images, present x4; a finding counts when it is present at some leaf.
+
+    A leaf's attention is vague at first; the image as a whole teaches the patches what a finding looks like before it is known where the
+    leaves are. "No Finding" has no leaf and is left out, as are findings that are uncertain everywhere.
+    """
+    present_BF = (status_BMF == FindingStatus.PRESENT).any(1)
+    doubtful_BF = (status_BMF == FindingStatus.UNCERTAIN).any(1) & ~present_BF
+    target_BF = present_BF.float()
+    weight_BF = (1.0 + (POSITIVE_WEIGHT - 1.0) * target_BF) * ~doubtful_BF
+    weight_BF = weight_BF * (torch.arange(weight_BF.shape[1], device=weight_BF.device) != FINDING_INDEX[NO_FINDING])
+    if has_text_B is not None:
+        weight_BF = weight_BF * has_text_B[:, None]
+    loss_BF = functional.binary_cross_entropy_with_logits(logits_BF.float(), target_BF, reduction="none")
+    return (loss_BF * weight_BF).sum() / weight_BF.sum().clamp_min(_EPS)
 
 
 def _renormalised(attention: Tensor) -> Tensor:

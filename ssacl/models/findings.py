@@ -20,25 +20,45 @@ _SHARPNESS = 4.0
 
 
 class RegionHead(nn.Module):
-    """Attention-pooled local features of the leaves -> the text encoder's space, and entity logits there."""
+    """What the leaves' regions say: features in the text encoder's space, and which finding each patch shows.
+
+    A leaf's features are those of its attention-pooled local patches (METHOD section 8). Its findings are a soft maximum of its patches'
+    findings, weighted by its attention: a nodule fills a small part of a zone, and a mean would wash it out.
+    """
 
     def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, text_width)
-        self.entities = nn.Linear(text_width, len(FINDINGS))
+        self.patch_norm = nn.LayerNorm(2 * width)
+        self.patch_fc = nn.Linear(2 * width, width)
+        self.patch_out = nn.Linear(width, len(FINDINGS))
         self.leaf_bias = nn.Parameter(torch.full((len(LEAVES), len(FINDINGS)), _RARE_LOGIT))
+        self.image_bias = nn.Parameter(torch.full((len(FINDINGS),), _RARE_LOGIT))
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., D] pooled local features -> [..., T]."""
         projected: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.norm(features))))
         return projected
 
-    def entity_logits(self, region_BMT: Tensor) -> Tensor:
-        """[B, M, F]: which finding is present at which leaf."""
-        logits: Tensor = self.entities(region_BMT) + self.leaf_bias
+    def patch_findings(self, local_BND: Tensor, patches_BND: Tensor) -> Tensor:
+        """[B, N, F] float32 logits: which finding each patch shows, from its middle and last features."""
+        features = self.patch_norm(torch.cat([local_BND, patches_BND], -1))
+        logits: Tensor = self.patch_out(nn.functional.gelu(self.patch_fc(features))).float()
         return logits
+
+    def entity_logits(self, patch_BNF: Tensor, attention_BMN: Tensor) -> Tensor:
+        """[B, M, F]: which finding is present at which leaf. The attention is taken as it is: findings do not move it."""
+        attention = attention_BMN.detach().float().clamp_min(1e-8)
+        # Safe from overflow: the largest patch of the image is taken out before the exponential.
+        top = patch_BNF.detach().amax(1, keepdim=True)
+        pooled = (attention @ (_SHARPNESS * (patch_BNF - top)).exp()).clamp_min(1e-12).log() / _SHARPNESS + top
+        return pooled + self.leaf_bias
+
+    def image_logits(self, patch_BNF: Tensor) -> Tensor:
+        """[B, F]: which finding is present anywhere."""
+        return soft_maximum(patch_BNF) + self.image_bias
 
 
 class FindingsHead(nn.Module):

@@ -54,6 +54,10 @@ class Encoded:
     """[B, M, T]: attention-pooled local features of the leaves, in the text encoder's space."""
     local_BND: Tensor
     """Patches after the middle block."""
+    patch_findings_BNF: Tensor
+    """float32 logits: which finding each patch shows."""
+    entities_BMF: Tensor
+    """float32 logits: which finding is present at which leaf."""
     contexts_BLTD: Tensor | None = None
     """Inputs of the L blocks, for further queries; `SSACL.encode` keeps them."""
 
@@ -236,7 +240,8 @@ class SSACL(nn.Module):
                 sentence_row=batch.sentence_row,
                 sentence_leaves=batch.sentence_leaves,
                 sentence_finding=batch.sentence_finding,
-                entity_logits_BMF=self.region.entity_logits(encoded.region_BMD),
+                entity_logits_BMF=encoded.entities_BMF,
+                image_logits_BF=self.region.image_logits(encoded.patch_findings_BNF),
                 entities=batch.entities,
                 has_text=batch.has_text,
             ),
@@ -279,9 +284,21 @@ class SSACL(nn.Module):
         leaf_nodes = list(LEAF_NODES)
         local = latent.local_BVD
         region = self.region(attention[:, leaf_nodes].to(local.dtype) @ local)
+        patch_findings = self.region.patch_findings(local, latent.patches_BVD)
+        entities = self.region.entity_logits(patch_findings, attention[:, leaf_nodes])
         pooled = torch.cat([latent.patches_BVD.mean(1), latent.cls_BD], -1)
         return Encoded(
-            nodes, nodes[:, leaf_nodes], latent.cls_BD, latent.patches_BVD, attention, pooled, region, local, latent.contexts_BLTD
+            nodes,
+            nodes[:, leaf_nodes],
+            latent.cls_BD,
+            latent.patches_BVD,
+            attention,
+            pooled,
+            region,
+            local,
+            patch_findings,
+            entities,
+            latent.contexts_BLTD,
         )
 
     def prefix(self, encoded: Encoded, leaf_mask_BM: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,9 +313,7 @@ class SSACL(nn.Module):
 
     def findings_logits(self, encoded: Encoded) -> Tensor:
         """[B, F] float32 logits, `FINDINGS` order."""
-        logits: Tensor = self.findings_head(
-            encoded.pooled_BD, encoded.patches_BND, encoded.local_BND, self.region.entity_logits(encoded.region_BMD)
-        )
+        logits: Tensor = self.findings_head(encoded.pooled_BD, encoded.patches_BND, encoded.local_BND, encoded.entities_BMF)
         return logits
 
     def phrase_attention(self, encoded: Encoded, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
