@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. `ssacl doctor` says what works here
 Every output is a preliminary, unverified draft: not a medical device.
 """
 
+_OWN = ("ssacl", "ray_jobs", "serve")
 EXIT_ERROR, EXIT_NOT_BUILT, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ssacl {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
+    parser.set_defaults(takes_anything=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (data, train, evaluate, predict, serve, checkpoint, doctor, later):
         module.add_parsers(commands)
@@ -48,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a named error, 2 wrong usage or not built yet, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    # What is not built yet says so whatever options it is given.
+    if unknown and not options.takes_anything:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -59,16 +66,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return int(options.run(options) or 0)
-    except NotBuiltError as error:
-        return _say(error, EXIT_NOT_BUILT)
-    except SSACLError as error:
-        return _say(error, EXIT_ERROR)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _say("The disk is full. Free some space and run the same command again; it goes on where it stopped.", EXIT_ERROR)
+    except Exception as error:
+        logging.getLogger(__name__).debug("the command failed", exc_info=True)
+        return _failed(error)
     except KeyboardInterrupt:
         return _say("Interrupted. The same command goes on where it stopped.", EXIT_INTERRUPTED)
+
+
+def _failed(error: Exception) -> int:
+    """The exit code of a failure that is the user's or the machine's, told in one line; a fault of our own is raised again."""
+    if isinstance(error, NotBuiltError):
+        return _say(error, EXIT_NOT_BUILT)
+    if isinstance(error, SSACLError):
+        return _say(error, EXIT_ERROR)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output (head, less) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    if isinstance(error, OSError):
+        return _say(_explained(error), EXIT_ERROR)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OWN:
+        return _say(
+            f"This command needs the package '{error.name}'. Install it with make setup; ssacl doctor lists what is missing.", EXIT_ERROR
+        )
+    raise error
+
+
+def _explained(error: OSError) -> str:
+    """A refusal of the system that no part has named: what, where it is known, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "The disk is full. Free some space and run the same command again; it goes on where it stopped."
+    where = f" ({error.filename})" if error.filename else ""
+    return (
+        f"{error.strerror or type(error).__name__}{where}. Check the path and its permissions, then run again; -v shows where it happened."
+    )
 
 
 def _say(problem: object, code: int) -> int:

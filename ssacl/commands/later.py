@@ -14,7 +14,7 @@ def not_built(commands: Commands, name: str, what: str) -> None:
     """Add a subcommand that only says that it is not built yet."""
     parser = commands.add_parser(name, help=f"{what} (not built yet)", description=f"{what}. Not built yet.")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.set_defaults(run=lambda options: _refuse(name, what))
+    parser.set_defaults(run=lambda options: _refuse(name, what), takes_anything=True)
 
 
 def _refuse(name: str, what: str) -> int:

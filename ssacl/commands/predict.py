@@ -23,9 +23,13 @@ def add_parsers(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ray_jobs.predict import run_predict
+    from ssacl.errors import DataError
 
     summary = run_predict(
         options.checkpoint, options.inputs, options.out, num_workers=options.num_workers, overlays=options.overlays, progress=True
     )
     print(summary.describe())
+    if not summary.num_results:
+        reasons = sorted({outcome.reason for outcome in summary.outcomes})
+        raise DataError(f"None of the inputs gave a draft: {reasons[0]}" + (f" ({len(reasons) - 1} more reasons)" if reasons[1:] else ""))
     return 0

@@ -24,6 +24,8 @@ def add_parsers(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     from serve.app import ServeSettings, run_server
 
-    settings = ServeSettings(checkpoint_url=options.checkpoint, host=options.host, port=options.port, max_replicas=options.max_replicas)
+    settings = ServeSettings.parse(
+        {"checkpoint_url": options.checkpoint, "host": options.host, "port": options.port, "max_replicas": options.max_replicas}
+    )
     run_server(settings, blocking=True)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ssacl.commands.later import Commands
-from ssacl.config import load_config
 
 
 def add_parsers(commands: Commands) -> None:
@@ -23,6 +22,8 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ssacl.config import load_config
+
     config = load_config(options.config, options.overrides)
     if options.dry_run:
         print(config.to_yaml(), end="")
