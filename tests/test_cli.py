@@ -86,7 +86,7 @@ def parsers(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Ite
 def test_the_tree_is_whole_and_every_help_text_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     tree = dict(parsers(build_parser()))
     assert {tuple(command.split()) for command in COMMANDS} <= set(tree)
-    for words in tree():
+    for words in tree:
         with pytest.raises(SystemExit) as stopped:
             main([*words, "--help"])
         assert stopped.value.code == 0

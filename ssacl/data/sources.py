@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from ssacl.errors import ConfigError, DataError, NotBuiltError
 FORMATS = ("csv", "dicom-dir")
 LATER_FORMATS = ("mimic-cxr", "mimic-cxr-jpg", "iu-xray", "release-csv", "dicomweb")
 ROLES = ("image", "report", "patient", "study", "split", "view", "labels", "licence")
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {
     "training": "train",
@@ -82,13 +85,19 @@ def finding_labels(text: str) -> dict[str, int]:
     Named findings are present; of the others nothing is known, unless the list is "No Finding": then all but devices are absent.
     Names outside the 14 findings and their synonyms are left out.
     """
-    names = (re.sub(r"[\s_]+", " ", name).strip().lower() for name in re.split(r"[;|,]", text))
+    names = label_names(text)
     present = {_FINDING_NAMES[name] for name in names if name in _FINDING_NAMES}
     if present == {NO_FINDING}:
         absent = dict.fromkeys((name for name in FINDINGS if name != "Support Devices"), int(FindingStatus.ABSENT))
         return absent | {NO_FINDING: int(FindingStatus.PRESENT)}
     labels = dict.fromkeys(sorted(present - {NO_FINDING}), int(FindingStatus.PRESENT))
     return labels | {NO_FINDING: int(FindingStatus.ABSENT)} if labels else {}
+
+
+def label_names(text: str) -> list[str]:
+    """The names in a list of labels, in lower case, "_" as a space."""
+    names = (re.sub(r"[\s_]+", " ", name).strip().lower() for name in re.split(r"[;|,]", text))
+    return [name for name in names if name]
 
 
 def _read_csv(path: Path, options: SourceOptions) -> list[Study]:
@@ -117,6 +126,10 @@ def _read_csv(path: Path, options: SourceOptions) -> list[Study]:
             studies.setdefault(row.get("study") or row["image"], []).append(row)
     if not studies:
         raise DataError(f"{path} has {len(rows)} rows, none with an image. Check the file and --column image=NAME.")
+    num_unknown = sum(any(name not in _FINDING_NAMES for name in label_names(row.get("labels", ""))) for row in rows)
+    if num_unknown:
+        # Their number only: a column taken by mistake may hold anything, reports too.
+        logger.warning("%d of %d rows name labels outside the 14 findings; those names are not used (docs/DATA.md)", num_unknown, len(rows))
     return [_csv_study(key, group, root) for key, group in studies.items()]
 
 
