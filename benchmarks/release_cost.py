@@ -41,6 +41,10 @@ class ReleaseWork(nn.Module):
             block.mlp.act = NewGELUActivation()
         for body in (self.model.text.bert, self.model.language.model):
             body.set_attn_implementation("eager")
+            for module in list(body.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, nn.Dropout):
+                        setattr(module, name, nn.Dropout(child.p))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The five losses by name."""

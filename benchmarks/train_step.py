@@ -36,6 +36,7 @@ from ssacl.config import Config, parse_config
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
 from ssacl.models.ssacl import SSACL
+from ssacl.training.memory import keep_freed_memory
 
 logger = logging.getLogger("train_step")
 
@@ -177,6 +178,8 @@ def total_loss(model: nn.Module, batch: Batch, config: Config) -> Tensor:
 def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: int) -> None:
     """Run a fresh model for `warm_up` + `steps` steps and add the times of the last `steps`."""
     device = torch.device(options.device)
+    # Ours as `ssacl train` runs; the release does no such thing.
+    keep_freed_memory(timed.wiring != "release" and not options.default_allocator)
     config = configuration(options.preset, timed.wiring)
     model, batch = build(config, timed.wiring, device), random_batch(config, options.batch, device)
     core: SSACL = model.model if isinstance(model, ReleaseWork) else model  # type: ignore[assignment]
@@ -258,6 +261,7 @@ def measure(options: argparse.Namespace) -> Measurement:
             "text_tokens": RELEASE_TEXT_TOKENS,
             "prompt_tokens": PROMPT_TOKENS,
             "peak_memory": "resident set of the process" if options.device == "cpu" else "allocated on the device",
+            "freed_memory": "given back" if options.default_allocator else "kept by the process, as in training; in `release` given back",
             "warm_up_steps": warm_up,
         },
         n=rounds * steps,
@@ -316,6 +320,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the whole step's forward")
     parser.add_argument("--rounds", type=int, default=3, help="times that each variant's turn comes, with a fresh model (default 3)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each turn (default 2)")
+    parser.add_argument("--default-allocator", action="store_true", help="do not let the process keep freed memory, as training does")
     parser.add_argument(
         "--compare", nargs="?", const=COMPARED, metavar="WIRING:DTYPE,...", help=f"several variants in turns (default {COMPARED})"
     )

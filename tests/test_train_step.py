@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from benchmarks.train_flops import matmul_peak, step_flops
 from benchmarks.train_step import SIZES, build, configuration, measure, random_batch, total_loss
 from ssacl.models import vision
 from ssacl.models.ssacl import SSACL
+from ssacl.training.memory import keep_freed_memory
 
 TINY = {
     "vision": {"image_size_px": 64, "patch_size_px": 8, "width": 48, "depth": 2, "num_heads": 2, "decoder_width": 48, "decoder_depth": 1},
@@ -98,7 +100,7 @@ def test_the_released_size_executes_what_the_release_does() -> None:
 
 def options(**changes: object) -> argparse.Namespace:
     settings = {"preset": "tiny", "wiring": "paper", "dtype": "fp32", "batch": 2, "device": "cpu", "compile": False, "compare": None}
-    return argparse.Namespace(**{**settings, "quick": True, "rounds": 1, "steps": 1, **changes})
+    return argparse.Namespace(**{**settings, "quick": True, "default_allocator": False, "rounds": 1, "steps": 1, **changes})
 
 
 def test_a_comparison_has_ratios_and_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +116,15 @@ def test_a_comparison_has_ratios_and_every_figure(monkeypatch: pytest.MonkeyPatc
     assert figures["paper_fp32"]["gflop"] < figures["release_fp32"]["gflop"]
     single = measure(options())
     assert single.figures["mfu"] > 0
+    keep_freed_memory(False)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_allocator_can_be_set_both_ways(keep: bool) -> None:
+    try:
+        assert keep_freed_memory(keep) == hasattr(ctypes.CDLL(None), "mallopt")
+    finally:
+        keep_freed_memory(False)
 
 
 def test_the_batch_is_the_same_every_time() -> None:

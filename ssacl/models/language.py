@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssacl.config import LanguageConfig
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
+from ssacl.models.dropout import PLAIN_ATTENTION, use_cheap_dropout
 
 
 class LanguageDecoder(nn.Module):
@@ -31,6 +32,7 @@ class LanguageDecoder(nn.Module):
     def __init__(self, config: LanguageConfig, tokenizer: Any, exact_vocab: bool = False) -> None:
         super().__init__()
         self.model = _pretrained(config, tokenizer) if config.name_or_path else _from_scratch(config, tokenizer, exact_vocab)
+        use_cheap_dropout(self.model)
         self.lora = config.lora_rank > 0
         if self.lora:
             _add_lora(self.model, config.lora_rank)
@@ -106,7 +108,7 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> 
         GPT2Config(
             # The same function as GPT-2's gelu_new in one kernel; and on a CPU the fused attention's backward loses.
             activation_function="gelu_pytorch_tanh",
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            attn_implementation="sdpa" if torch.cuda.is_available() else PLAIN_ATTENTION,
             vocab_size=config.vocab_size if exact_vocab else vocab_size,
             n_positions=config.max_positions,
             n_embd=config.width,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from ssacl.config import TextConfig
+from ssacl.models.dropout import PLAIN_ATTENTION, use_cheap_dropout
 
 
 class TextEncoder(nn.Module):
@@ -35,9 +36,10 @@ class TextEncoder(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=pad_token_id,
             # On a CPU the fused kernel's backward loses.
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            attn_implementation="sdpa" if torch.cuda.is_available() else PLAIN_ATTENTION,
         )
         self.bert = BertModel(settings)
+        use_cheap_dropout(self.bert)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[R, L] token ids and bool mask -> pooled [R, T]. A row without tokens gives a finite vector that means nothing."""

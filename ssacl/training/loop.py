@@ -37,6 +37,7 @@ from ssacl.training.checkpoint import (
     upload_folder,
 )
 from ssacl.training.engine import Engine, make_engine
+from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.sealed import MANIFEST, parse_manifest
@@ -77,6 +78,8 @@ def train(
     ConfigError, DataError, StorageError
         The settings contradict each other, the data set is empty, or storage cannot be reached.
     """
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
 
 
