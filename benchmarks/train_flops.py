@@ -20,6 +20,7 @@ from ssacl.config import ModelConfig
 from ssacl.data.records import Batch
 from ssacl.losses.published import split_patches
 from ssacl.models import vision
+from ssacl.models.language import pack_text
 from ssacl.models.ssacl import SSACL
 
 RELEASE_TEXT_TOKENS = 100
@@ -50,7 +51,8 @@ class _Shape:
     visible: int
     text_tokens: int
     leaf_tokens: int
-    text_slots: int
+    slots: int
+    """Of the language model: all of them in the release's work; those that are looked at or predict a token in ours."""
     report_tokens: int
     fuses: bool
     """Attention of many tokens runs in the fused kernel."""
@@ -66,7 +68,7 @@ def step_flops(model: SSACL, batch: Batch, wiring: str, dtype: str, cuda: bool) 
         keep.shape[1],
         batch.text_ids.shape[1],
         model.leaf_ids.shape[1],
-        batch.prompt_ids.shape[1] + batch.report_ids.shape[1],
+        _language_slots(model, batch, wiring),
         int(batch.report_mask.sum()),
         cuda or dtype == "fp32",
         cuda,
@@ -77,6 +79,16 @@ def step_flops(model: SSACL, batch: Batch, wiring: str, dtype: str, cuda: bool) 
     else:
         _ours(work, shape, wiring == "official", model.losses.recursive_anatomy)
     return work
+
+
+def _language_slots(model: SSACL, batch: Batch, wiring: str) -> int:
+    prefix = len(LEAVES) + 1 + model.config.vision.num_patches
+    if wiring == "release":
+        return prefix + batch.prompt_ids.shape[1] + batch.report_ids.shape[1]
+    text = pack_text(batch, gapless=wiring == "paper")
+    before = torch.nn.functional.pad(text.is_report_BL, (-1, 1))
+    in_text = (text.mask_BL | before).sum(1)
+    return int((batch.leaf_mask.sum(1) + model.config.vision.num_patches + in_text).max())
 
 
 def _ours(work: Work, shape: _Shape, official: bool, recursive: bool) -> None:
@@ -130,8 +142,7 @@ def _release(work: Work, shape: _Shape) -> None:
             _linear(work, part, B * tokens, sizes.width, sizes.decoder_width, ratio)
             _decoder(work, part, shape, tokens, ratio, fuse=False)
             _linear(work, part, B * tokens, sizes.decoder_width, _pixels(shape), ratio)
-    slots = M + 1 + N + shape.text_slots
-    _language(work, shape, B * slots)
+    _language(work, shape, B * shape.slots)
 
 
 def _linear(work: Work, part: str, tokens: float, inputs: int, outputs: int, ratio: float = 2.0) -> None:
@@ -202,7 +213,7 @@ def _projections(work: Work, shape: _Shape, leaves: int) -> None:
 def _language(work: Work, shape: _Shape, logit_slots: int) -> None:
     sizes, vision_sizes = shape.model.language, shape.model.vision
     prefix = len(LEAVES) + 1 + vision_sizes.num_patches
-    slots = prefix + shape.text_slots
+    slots = shape.slots
     _linear(work, "language: prefix", shape.rows * prefix, vision_sizes.width, sizes.width)
     for _ in range(sizes.depth):
         _block(work, "language: blocks", shape.rows, slots, sizes.width, 4 * sizes.width)

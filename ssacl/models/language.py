@@ -44,15 +44,22 @@ class LanguageDecoder(nn.Module):
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
-    def forward(self, embeds_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """Hidden states [B, L, W] before the vocabulary head; positions run over all slots."""
-        length = embeds_BLW.shape[1]
-        if length > self.max_positions:
+    def require_room(self, num_slots: int) -> None:
+        """Raise the ConfigError of a row of more slots than the model has positions."""
+        if num_slots > self.max_positions:
             raise ConfigError(
-                f"Prefix, prompt and report need {length} slots, the language model has {self.max_positions}: raise "
+                f"Prefix, prompt and report need {num_slots} slots, the language model has {self.max_positions}: raise "
                 "model.language.max_positions, or lower data.lm_max_tokens or the number of patches."
             )
-        positions = torch.arange(length, device=embeds_BLW.device)[None]
+
+    def forward(self, embeds_BLW: Tensor, mask_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, W] before the vocabulary head.
+
+        Positions run over all slots; where some were left out, `positions_BL` (int64) says which places the others had.
+        """
+        length = embeds_BLW.shape[1]
+        self.require_room(length)
+        positions = torch.arange(length, device=embeds_BLW.device)[None] if positions_BL is None else positions_BL
         body = self.model.base_model
         hidden: Tensor = body(
             inputs_embeds=embeds_BLW, attention_mask=mask_BL.long(), position_ids=positions, use_cache=False

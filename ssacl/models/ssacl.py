@@ -252,10 +252,16 @@ class SSACL(nn.Module):
         prefix, prefix_mask = self.prefix(encoded, batch.leaf_mask)
         text = pack_text(batch, gapless=not self.official)
         embeds = torch.cat([prefix, self.language.embed(text.ids_BL).to(prefix.dtype)], 1)
-        hidden = self.language(embeds, torch.cat([prefix_mask, text.mask_BL], 1))
+        self.language.require_room(embeds.shape[1])
+        mask = torch.cat([prefix_mask, text.mask_BL], 1)
         # A token is predicted by the slot before it; no other slot's vocabulary logits are computed.
-        before = hidden[:, prefix.shape[1] - 1 : -1]
-        logits = self.language.logits(before[text.is_report_BL])
+        predicts = nn.functional.pad(text.is_report_BL, (prefix.shape[1] - 1, 1))
+        # Slots that no other looks at and that predict nothing (dropped leaves, class token, pads) need not be computed either.
+        used = mask | predicts
+        slots = (~used).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(used.sum(1).max())]
+        kept = embeds.gather(1, slots[..., None].expand(-1, -1, embeds.shape[-1]))
+        hidden = self.language(kept, mask.gather(1, slots), slots)
+        logits = self.language.logits(hidden[predicts.gather(1, slots)])
         return published.language_model(logits, text.ids_BL[text.is_report_BL], global_mean=not self.official)
 
     # Inference
