@@ -152,7 +152,7 @@ Go on by yourself ({out}/work holds the films and the embedded S3's folder):
   ssacl data ingest --format dicom-dir films --out shards && ssacl data tokenizer --data shards
   ssacl train --config configs/phantom_tiny.yaml data.url=shards run.storage_url=runs
   ssacl evaluate reports --checkpoint runs/phantom_tiny/model --data shards --truth films_truth --out scores
-  ssacl serve --checkpoint {out}/model --port 8000
+  ssacl serve --checkpoint {out}/work/s3/{model} --port 8000
   curl -F file=@{film} http://127.0.0.1:8000/v1/reports
 """
 
@@ -177,7 +177,8 @@ def main() -> int:
         return 130
     for name, seconds in metrics["seconds"].items():
         print(f"{seconds:7.1f} s  {name}")
-    print(NEXT_STEPS.format(out=options.out, film=_film_with_findings(options.out / "work" / "phantom")))
+    model = f"{BUCKET}/runs/{load_config(CONFIG, options.overrides).run.name}/model"
+    print(NEXT_STEPS.format(out=options.out, model=model, film=_film_with_findings(options.out / "work" / "phantom")))
     return 0
 
 

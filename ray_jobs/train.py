@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -84,7 +85,7 @@ def _fit(config: Config, progress: bool) -> None:
     # The board dies with this block: its handle is the only reference.
     board = ray.remote(num_cpus=0)(_Board).remote()
     with tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config={"config": config.model_dump(mode="json"), "board": board},
             torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
@@ -101,7 +102,7 @@ def _fit(config: Config, progress: bool) -> None:
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with _live_line(board, progress), _quiet_ray():
+        with _live_line(board, progress), _quiet_ray(), _own_interrupt():
             try:
                 trainer.fit()
             except Exception as error:
@@ -113,6 +114,28 @@ def _fit(config: Config, progress: bool) -> None:
                     "Look into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
                 ) from error
         _raise_named(board)
+
+
+class _Trainer(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's handler ends the process behind the caller's back, with exit code 1, and stays after the run. Without it Ctrl-C is the
+        # usual KeyboardInterrupt here; the actors of the run end with the Ray session, or with this driver where a cluster was joined.
+        return
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Whatever Ray does to SIGINT inside the block, outside of it is as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class _Board:
