@@ -212,6 +212,8 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
     timed.peak_bytes = max(timed.peak_bytes, _peak(device))
     del model, run, core, optimizer, batch, total, groups
     gc.collect()
+    # The next variant's memory is counted from nothing.
+    keep_freed_memory(False)
 
 
 def measure(options: argparse.Namespace) -> Measurement:

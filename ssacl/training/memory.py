@@ -24,10 +24,11 @@ def keep_freed_memory(keep: bool = True) -> bool:
     Parameters
     ----------
     keep
-        False goes back to glibc's way.
+        False goes back to glibc's way, and gives back what is free now.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError):
         logger.info("This system's allocator is not glibc's; it is left as it is.")
         return False
@@ -36,4 +37,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
         if keep
         else ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 2 * _DYNAMIC_LIMIT), (_MMAP_THRESHOLD, _DYNAMIC_LIMIT))
     )
-    return all(mallopt(option, value) == 1 for option, value in settings)
+    done = all(mallopt(option, value) == 1 for option, value in settings)
+    if not keep:
+        trim(0)
+    return done
