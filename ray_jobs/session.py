@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from ssacl.errors import SSACLError
 
@@ -37,6 +41,7 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
+    handlers = _handlers()
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,7 +55,28 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         raise SSACLError(
             f"Cannot reach or start {where}: {str(error).splitlines()[0]} Check --address, or leave it out to run locally."
         ) from error
+    # Ray's own handler of SIGTERM prints a stack and aborts, which would leave what this process has started running.
+    _install({**handlers, signal.SIGTERM: handlers.get(signal.SIGTERM) or _terminate})
     try:
         yield
     finally:
         ray.shutdown()
+        _install(handlers)
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    """What SIGINT and SIGTERM do now; nothing in a thread, which must not change it."""
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return found if threading.current_thread() is threading.main_thread() else {}
+
+
+def _install(handlers: dict[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # Not an error of any part: every `finally` on the way out runs, then the exit code says which signal it was.
+    raise SystemExit(128 + number)

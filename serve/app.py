@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ray import serve
@@ -144,7 +145,10 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
 
     settings = _with_absolute_checkpoint(settings)
     port = _checked_port(settings.host, settings.port)
+    address = f"http://{settings.host}:{port}"
     _session.enter_context(ray_session())
+    # From here on, not from the moment it is ready: a signal may come while replicas start, and readers see them ready before we do.
+    signals = _StopSignals() if blocking else None
     try:
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=port))
         serve.run(build_app(settings, storage_environment()), name=APPLICATION, route_prefix="/")
@@ -154,16 +158,17 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
             f"The endpoint did not become ready with the model at {settings.checkpoint_url}. Check it with `ssacl checkpoint show`; "
             "the replica's log is in Ray's session folder (serve/)."
         ) from error
+    except _StopRequested:
+        logger.info("stopped before the endpoint was ready")
+        stop_server()
+        return RunningServer(address)
     except BaseException:
         stop_server()
         raise
-    address = f"http://{settings.host}:{port}"
     logger.info("serving %s at %s/v1/reports", settings.checkpoint_url, address)
-    if blocking:
-        try:
-            _wait_for_signal()
-        finally:
-            stop_server()
+    if signals is not None:
+        signals.wait()
+        stop_server()
     return RunningServer(address)
 
 
@@ -206,12 +211,28 @@ def _checked_port(host: str, port: int) -> int:
             ) from error
 
 
-def _wait_for_signal() -> None:
-    stopped = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        while not stopped.wait(1.0):
+class _StopRequested(BaseException):
+    """A stop signal while the endpoint starts."""
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM as a request to stop: at once while the endpoint starts, at the next look while it serves."""
+
+    def __init__(self) -> None:
+        self._stopped, self._waiting = threading.Event(), False
+        # `ray_session` puts the former handlers back when it ends.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        first = not self._stopped.is_set()
+        self._stopped.set()
+        # A second signal must not break off the clean stop that the first one began.
+        if first and not self._waiting:
+            raise _StopRequested
+
+    def wait(self) -> None:
+        """Until a signal has come."""
+        self._waiting = True
+        while not self._stopped.wait(1.0):
             pass
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
