@@ -160,7 +160,7 @@ Go on by yourself ({out}/work holds the films and the embedded S3's folder):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_out"))
-    parser.add_argument("--num-studies", type=int, default=1500)
+    parser.add_argument("--num-studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=0, help="port of the endpoint; 0: a free one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in run.num_train_workers=1")

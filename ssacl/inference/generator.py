@@ -28,8 +28,8 @@ from ssacl.errors import GenerationError
 from ssacl.inference.decoding import GenerationOptions, TimeLimitError, decode, token_probabilities
 from ssacl.inference.maps import box_of_map, normalised_map, restrict_to_picture
 from ssacl.inference.report import Box, DraftReport, Finding, Sentence
+from ssacl.models.encoded import Encoded
 from ssacl.models.findings import infer_anatomy
-from ssacl.models.ssacl import Encoded
 from ssacl.training.checkpoint import LoadedModel, open_model
 
 __all__ = ["GenerationOptions", "ReportGenerator", "TimeLimitError"]

@@ -1,4 +1,4 @@
-"""Region features and entity classifier, the findings head, and anatomy inference (METHOD section 5).
+"""Region features and entity classifier, the findings' loss, and anatomy inference (METHOD sections 5 and 8).
 
 Shape letters: B images, N patches, M leaves, F findings, D vision width, T text width.
 """
@@ -59,39 +59,6 @@ class RegionHead(nn.Module):
     def image_logits(self, patch_BNF: Tensor) -> Tensor:
         """[B, F]: which finding is present anywhere."""
         return soft_maximum(patch_BNF) + self.image_bias
-
-
-class FindingsHead(nn.Module):
-    """14 findings of an encoded image: linear on the pooled features, on every patch and on the entity logits of the leaves.
-
-    The patch and leaf parts are pooled by a soft maximum, because a finding is where it is: one nodule in one zone is a positive image.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.pooled_norm = nn.LayerNorm(2 * width)
-        self.pooled = nn.Linear(2 * width, len(FINDINGS))
-        self.patch_norm = nn.LayerNorm(2 * width)
-        self.patch = nn.Linear(2 * width, len(FINDINGS))
-        self.leaf = nn.Linear(len(LEAVES) * len(FINDINGS), len(FINDINGS))
-        nn.init.zeros_(self.pooled.weight)
-        nn.init.zeros_(self.leaf.weight)
-        self.entity_gain = nn.Parameter(torch.ones(len(FINDINGS)))
-
-    def forward(self, pooled_BD: Tensor, patches_BND: Tensor, local_BND: Tensor, entity_logits_BMF: Tensor) -> Tensor:
-        """Logits [B, F] in float32, `FINDINGS` order.
-
-        `pooled_BD` is [B, 2 D]; `patches_BND` and `local_BND` are the last and the middle block's patches.
-        """
-        patch_BNF = self.patch(self.patch_norm(torch.cat([patches_BND, local_BND], -1))).float()
-        entity_BMF = entity_logits_BMF.float().clamp(-15, 15)
-        logits: Tensor = (
-            self.pooled(self.pooled_norm(pooled_BD)).float()
-            + soft_maximum(patch_BNF)
-            + self.entity_gain.float() * soft_maximum(entity_BMF)
-            + self.leaf(entity_BMF.flatten(1).sigmoid()).float()
-        )
-        return logits
 
 
 def soft_maximum(logits_BKF: Tensor) -> Tensor:

@@ -3,12 +3,10 @@
 Shape letters: B images, N patches, V visible patches, G = 32 nodes, M = 25 leaves, F = 14 findings, D vision width, T text width,
 W language width, S sentences.
 """
-# ruff: noqa: N815 (fields carry shape letters)
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +20,9 @@ from ssacl.losses import Losses, published
 from ssacl.losses.balance import Balance
 from ssacl.losses.grounding import GroundingInputs, grounding_losses
 from ssacl.losses.warp import warp_images
-from ssacl.models.findings import FindingsHead, RegionHead, findings_loss
+from ssacl.models.encoded import Encoded
+from ssacl.models.findings import RegionHead, findings_loss, soft_maximum
+from ssacl.models.findings_head import FindingsBatch, FindingsHead, FindingsInputs, register
 from ssacl.models.language import LanguageDecoder, pack_text
 from ssacl.models.restoration import LEAF_NODES, graph_means, inner_node_pixels, restore_inner_nodes
 from ssacl.models.text import TextEncoder
@@ -36,30 +36,6 @@ logger = logging.getLogger(__name__)
 STAGES = ("contrastive", "generation", "joint", "findings")
 RAMPED = ("equivariance", "slots", "compactness", "order", "layout_chart", "mean_layout", "hierarchy")
 """Geometric grounding terms: their weights rise over the first steps of a stage."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An encoded image, from one unmasked pass with the 32 node queries."""
-
-    nodes_BGD: Tensor
-    leaves_BMD: Tensor
-    cls_BD: Tensor
-    patches_BND: Tensor
-    attention_BGN: Tensor
-    """float32, last block, mean over heads; each node's map sums to 1."""
-    pooled_BD: Tensor
-    """[B, 2 D]: mean patch and class token."""
-    region_BMD: Tensor
-    """[B, M, T]: attention-pooled local features of the leaves, in the text encoder's space."""
-    local_BND: Tensor
-    """Patches after the middle block."""
-    patch_findings_BNF: Tensor
-    """float32 logits: which finding each patch shows."""
-    entities_BMF: Tensor
-    """float32 logits: which finding is present at which leaf."""
-    contexts_BLTD: Tensor | None = None
-    """Inputs of the L blocks, for further queries; `SSACL.encode` keeps them."""
 
 
 class SSACL(nn.Module):
@@ -143,11 +119,12 @@ class SSACL(nn.Module):
 
     # Training
 
-    def forward(self, batch: Batch, stage: str, ramp: float = 1.0) -> Losses:
+    def forward(self, batch: Batch | FindingsBatch, stage: str, ramp: float = 1.0) -> Losses:
         """The losses of `stage` on this rank's rows; `ramp` (0..1) scales the geometric grounding terms.
 
         "contrastive": L_ir, L_cl, L_ar, L_ac and grounding. "generation": L_lm. "joint": all of them. "findings": the findings head on the
-        frozen encoder. Parameters that a stage does not train must not require gradients (`parameter_groups` names those that it does).
+        frozen encoder (a `FindingsBatch` brings the encoder's part along). Parameters that a stage does not train must not require
+        gradients (`parameter_groups` names those that it does).
 
         Raises
         ------
@@ -156,6 +133,9 @@ class SSACL(nn.Module):
         """
         if stage not in STAGES:
             raise ConfigError(f"'{stage}' is not a stage; expected one of: {', '.join(STAGES)}.")
+        if isinstance(batch, FindingsBatch):
+            loss = findings_loss(self.findings_head(batch.inputs), batch.labels, batch.has_labels, self.uncertain)
+            return Losses(total=loss, weights={"findings": 1.0}, findings=loss)
         if batch.image.shape[-1] != self.config.vision.image_size_px:
             raise ConfigError(
                 f"The images are {batch.image.shape[-1]} px wide, the model was built for model.vision.image_size_px "
@@ -164,7 +144,7 @@ class SSACL(nn.Module):
         frozen = not self.encoder.cls_token.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (frozen and stage in ("generation", "findings"))):
             queries_GD = self.node_queries()
-            encoded = self._encoded(self.encoder(batch.image, queries_GD))
+            encoded = self._encoded(batch.image, self.encoder(batch.image, queries_GD))
         named: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         grounding: dict[str, Tensor] = {}
@@ -281,9 +261,9 @@ class SSACL(nn.Module):
 
     def encode(self, image_BCHW: Tensor) -> Encoded:
         """Encode normalised images [B, 3, S, S] with the 32 node queries, unmasked. Call it in eval mode."""
-        return self._encoded(self.encoder(image_BCHW, self.node_queries(), keep_contexts=True))
+        return self._encoded(image_BCHW, self.encoder(image_BCHW, self.node_queries(), keep_contexts=True))
 
-    def _encoded(self, latent: Latent) -> Encoded:
+    def _encoded(self, image: Tensor, latent: Latent) -> Encoded:
         nodes = latent.queries_BKD
         attention = latent.attention_BKV[:, : nodes.shape[1]]
         attention = attention / attention.sum(-1, keepdim=True).clamp_min(1e-8)
@@ -304,6 +284,7 @@ class SSACL(nn.Module):
             local,
             patch_findings,
             entities,
+            image,
             latent.contexts_BLTD,
         )
 
@@ -319,8 +300,15 @@ class SSACL(nn.Module):
 
     def findings_logits(self, encoded: Encoded) -> Tensor:
         """[B, F] float32 logits, `FINDINGS` order."""
-        logits: Tensor = self.findings_head(encoded.pooled_BD, encoded.patches_BND, encoded.local_BND, encoded.entities_BMF)
+        logits: Tensor = self.findings_head(self.findings_inputs(encoded))
         return logits
+
+    def findings_inputs(self, encoded: Encoded) -> FindingsInputs:
+        """What the findings head reads, without gradients: the encoder is frozen where the head is trained."""
+        attention = encoded.attention_BGN[:, list(LEAF_NODES)] if self.losses.grounding.enabled else None
+        with torch.no_grad():
+            registered = register(encoded.image_BCHW, attention)
+        return FindingsInputs(registered, encoded.pooled_BD.detach(), soft_maximum(encoded.entities_BMF.detach()))
 
     def phrase_attention(self, encoded: Encoded, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
         """Where each image shows its phrase: [B, N] float32, each row sums to 1.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -21,12 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
 from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
+from ssacl.models.findings_head import FindingsBatch
 from ssacl.training.stages import StagePlan, select_trainable
 
 logger = logging.getLogger(__name__)
 
 _STATE = "state.pt"
 Values = dict[str, float]
+AnyBatch: TypeAlias = Batch | FindingsBatch
 
 
 class Engine(Protocol):
@@ -37,7 +39,7 @@ class Engine(Protocol):
     lr: float
     """Largest learning rate of the last step."""
 
-    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
         """One optimizer step on `accumulation_steps` micro batches; losses averaged over them and over ranks, and `gradient_norm`.
 
         Raises
@@ -46,7 +48,7 @@ class Engine(Protocol):
             A loss is not finite; the weights are as before the step.
         """
 
-    def evaluate(self, batch: Batch, ramp: float) -> Values:
+    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
         """Losses of one micro batch in eval mode, without gradients, averaged over ranks."""
 
     def save(self, folder: Path) -> None:
@@ -71,7 +73,7 @@ class StageForward(nn.Module):
         self._device_type = device.type
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
-    def forward(self, batch: Batch, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: AnyBatch, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
         autocast: AbstractContextManager[Any] = nullcontext()
         if self._dtype is not None:
             autocast = torch.autocast(self._device_type, self._dtype)
@@ -172,7 +174,7 @@ class TorchEngine(_Common):
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self.num_trained = sum(parameter.numel() for parameter in self._parameters)
 
-    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
         self._model.train()
         module = self._ddp if self._ddp is not None else self._forward
         sums: list[dict[str, Tensor]] = []
@@ -196,7 +198,7 @@ class TorchEngine(_Common):
         return {**means, "gradient_norm": float(norm)}
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, ramp: float) -> Values:
+    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
         self._model.eval()
         return average_over_ranks(self._forward(batch.to(self.device), ramp)[1])
 
@@ -261,7 +263,7 @@ class DeepSpeedEngine(_Common):
             dist_init_required=False,
         )
 
-    def step(self, batches: Sequence[Batch], ramp: float) -> Values:
+    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
         self._engine.train()
         self.lr = set_learning_rates(self._optimizer, self.stage, self.steps_done)
         sums: list[dict[str, Tensor]] = []
@@ -281,7 +283,7 @@ class DeepSpeedEngine(_Common):
         return {**means, "gradient_norm": float(norm)}
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, ramp: float) -> Values:
+    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
         self._engine.eval()
         return average_over_ranks(self._engine(batch.to(self.device), ramp)[1])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError
+from ssacl.models.findings_head import FindingsBatch
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import (
     WEIGHTS,
@@ -37,6 +38,7 @@ from ssacl.training.checkpoint import (
     upload_folder,
 )
 from ssacl.training.engine import Engine, make_engine
+from ssacl.training.frozen import freeze_samples
 from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
@@ -125,19 +127,25 @@ class _Run:
         if folder is not None and first_step > 0:
             engine.load(folder)
             load_random_state(folder, self.world_rank)
-        self._steps(plan, engine, first_step)
+        batches: Iterator[Batch | FindingsBatch] = self.batches
+        if plan.kind == "findings":
+            frozen = freeze_samples(self.model, self._loader("train", "wrap", training=False), self.device)
+            settings = self.config.engine
+            first = first_step * settings.accumulation_steps
+            batches = frozen.batches(self.config.run.seed, settings.micro_batch_size, self.world_rank, self.world_size, first)
+        self._steps(plan, engine, batches, first_step)
         self.model = self._take_over(engine)
         if plan.kind == "findings":
             self.thresholds = self._choose_thresholds()
         self._milestone({"event": "stage_end", "stage": plan.kind, "stage_index": plan.index, "note": f"stage {plan.kind} done"})
         self._save_weights(Position(plan.index + 1, 0))
 
-    def _steps(self, plan: StagePlan, engine: Engine, first_step: int) -> None:
+    def _steps(self, plan: StagePlan, engine: Engine, source: Iterator[Batch | FindingsBatch], first_step: int) -> None:
         run, accumulation = self.config.run, self.config.engine.accumulation_steps
         logged_at, logged_step, waited_s, stage_started = time.monotonic(), first_step, 0.0, time.monotonic()
         for step in range(first_step + 1, plan.num_steps + 1):
             wait_started = time.monotonic()
-            batches = [next(self.batches) for _ in range(accumulation)]
+            batches = [next(source) for _ in range(accumulation)]
             waited_s += time.monotonic() - wait_started
             values = engine.step(batches, plan.ramp(step - 1))
             now = time.monotonic()
@@ -296,8 +304,9 @@ class _Run:
         model.load_state_dict(state)
         return model
 
-    def _loader(self, split: str, last_batch: str) -> StreamingLoader:
-        data, training = self.config.data, split == "train"
+    def _loader(self, split: str, last_batch: str, training: bool | None = None) -> StreamingLoader:
+        """`training` False: rows as in evaluation, without augmentation; by default those of "train" are augmented."""
+        data, training = self.config.data, split == "train" if training is None else training
         collator = Collator(data, self.config.model.vision, self.tokenizers, self.config.run.seed, training)
         return StreamingLoader(
             self.data,
@@ -308,7 +317,8 @@ class _Run:
             micro_batch_size=self.config.engine.micro_batch_size,
             seed=self.config.run.seed,
             last_batch=last_batch,
-            num_threads=data.num_loader_threads if training else 0,
+            num_threads=data.num_loader_threads if split == "train" else 0,
+            purpose="training" if split == "train" else None,
         )
 
     def _record(self, plan: StagePlan, step: int, event: str, losses: Mapping[str, float]) -> dict[str, Any]:
