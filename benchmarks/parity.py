@@ -10,12 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +21,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from benchmarks.record import Goal, Measurement, run_benchmark
 from ssacl.anatomy import LEAVES, NODES, leaf_mask
 from ssacl.config import GroundingConfig, LossConfig
 from ssacl.data.records import Batch
+from ssacl.errors import DataError
 from ssacl.losses import published
 from ssacl.models.language import pack_text
 from ssacl.models.official import HeadCounts, import_released, infer_config, read_released, released_name
@@ -61,7 +59,9 @@ class Vectors:
             (path for path in (folder / "small_wordpiece.json", folder.parent / "small_wordpiece.json") if path.exists()), None
         )
         if tokenizer is None:
-            raise SystemExit(f"No small_wordpiece.json in {folder} or beside it.")
+            raise DataError(
+                "No small_wordpiece.json in the folder or beside it; METHOD section 7 says what a folder of reference vectors holds."
+            )
         return cls(
             json.loads((folder / "expected.json").read_text(encoding="utf-8")),
             dict(np.load(folder / "expected.npz")),
@@ -145,7 +145,7 @@ def _padded(rows: list[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def tensor_errors(model: SSACL, batch: Batch, expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """Maximum absolute error of every reference tensor; infinite where a shape differs."""
+    """Maximum absolute error of every reference tensor; the largest float where a shape differs."""
     queries = model.node_queries()
     unmasked = model.encoder(batch.image, queries)
     keep, removed = published.split_patches(batch.mask_noise, model.losses.mask_ratio)
@@ -173,19 +173,19 @@ def tensor_errors(model: SSACL, batch: Batch, expected: dict[str, np.ndarray]) -
     for name, reference in expected.items():
         tensor, wanted = ours[name], torch.from_numpy(reference)
         if tensor.shape != wanted.shape:
-            errors[name] = float("inf")
+            errors[name] = sys.float_info.max
             continue
         difference = (tensor.double() - wanted.double()).abs()
         if name == "lm_logits":
             # Elsewhere the logits depend on how a library fills rows that nothing may attend to.
             difference = difference[torch.from_numpy(expected["lm_attention_mask"]).bool()]
         # A not-a-number would slip through a maximum.
-        errors[name] = float(difference.max()) if bool(difference.isfinite().all()) else float("inf")
+        errors[name] = float(difference.max()) if bool(difference.isfinite().all()) else sys.float_info.max
     return errors
 
 
 def gradient_errors(model: SSACL, expected: dict[str, float]) -> dict[str, float]:
-    """Error of every gradient norm in units of its tolerance (<= 1 passes); infinite when a gradient is there that must not be."""
+    """Error of every gradient norm in units of its tolerance (<= 1 passes); the largest float when one is there that must not be."""
     norms = {
         released: -1.0 if parameter.grad is None else float(parameter.grad.norm())
         for name, parameter in model.named_parameters()
@@ -196,7 +196,7 @@ def gradient_errors(model: SSACL, expected: dict[str, float]) -> dict[str, float
     for name, wanted in expected.items():
         got = norms.get(name, -1.0)
         if (wanted < 0) != (got < 0) or not math.isfinite(got):
-            errors[name] = float("inf")
+            errors[name] = sys.float_info.max
         else:
             errors[name] = 0.0 if wanted < 0 else abs(got - wanted) / (relative * wanted + absolute)
     return errors
@@ -207,7 +207,7 @@ def compare(folder: Path) -> dict[str, Any]:
     vectors = Vectors.load(folder)
     expected = vectors.expected
     if tuple(expected["node_order"]) != NODES or tuple(expected["leaf_order"]) != LEAVES:
-        raise SystemExit(f"{folder}: the node or leaf order differs from ssacl.anatomy.")
+        raise DataError("The reference vectors have another node or leaf order than ssacl.anatomy; they were made for another graph.")
     torch.manual_seed(0)
     model, batch = build_model(vectors), build_batch(vectors)
     weights = dict(zip(_LOSSES, expected["total_weights"], strict=True))
@@ -218,7 +218,7 @@ def compare(folder: Path) -> dict[str, Any]:
     total.backward()
     loss_errors = {name: float(named[ours].detach()) / expected["losses"][name] - 1 for name, ours in _LOSSES.items()}
     loss_errors["total"] = float(total.detach()) / expected["total"] - 1
-    loss_errors = {name: abs(error) if math.isfinite(error) else float("inf") for name, error in loss_errors.items()}
+    loss_errors = {name: abs(error) if math.isfinite(error) else sys.float_info.max for name, error in loss_errors.items()}
     tensors = tensor_errors(model, batch, vectors.tensors)
     gradients = gradient_errors(model, expected["grad_norms"])
     return {
@@ -231,40 +231,18 @@ def compare(folder: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder with official_layout.pth, inputs.npz, expected.json and expected.npz")
-    parser.add_argument("--quick", action="store_true", help="accepted for uniformity; the comparison is quick already")
-    parser.add_argument("--save", action="store_true", help="write the record, dated, to benchmarks/results/")
-    options = parser.parse_args(arguments)
-    print(f"parity: comparing with {options.folder.name}", file=sys.stderr)
-    figures = compare(options.folder)
-    goals = {
-        "worst_loss": figures["worst_loss"] <= LOSS_TOLERANCE,
-        "worst_tensor": figures["worst_tensor"] <= TENSOR_TOLERANCE,
-        "worst_gradient": figures["worst_gradient"] <= 1.0,
-    }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    record = {
-        "name": "parity",
-        "figures": figures,
-        "goals": goals,
-        "ok": all(goals.values()),
-        "command": f"python -m benchmarks.parity {options.folder.name}",
-        "commit": commit,
-        "config": {"wiring": "official", "dtype": "float32"},
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
-        "n": 1,
-        "spread": None,
-    }
-    if options.save:
-        target = Path(__file__).parent / "results" / f"parity-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record))
-    return 0 if record["ok"] else 1
+
+
+def measure(options: argparse.Namespace) -> Measurement:
+    """Compare, on one folder; `--quick` changes nothing, the comparison is quick already."""
+    return Measurement(
+        figures=compare(options.folder),
+        goals={"worst_loss": Goal(max=LOSS_TOLERANCE), "worst_tensor": Goal(max=TENSOR_TOLERANCE), "worst_gradient": Goal(max=1.0)},
+        config={"wiring": "official", "dtype": "float32"},
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_benchmark("parity", measure, add_arguments, description=__doc__))
