@@ -17,12 +17,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import ssacl
 from ssacl.errors import SSACLError
+from ssacl.evaluation.scorecard import installed_versions
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -93,7 +92,7 @@ class Record:
             commit=commit(),
             config=dict(measured.config),
             hardware=hardware(),
-            versions=versions(),
+            versions=installed_versions(_PACKAGES),
             n=measured.n,
             spread=measured.spread,
         )
@@ -179,17 +178,6 @@ def hardware() -> dict[str, Any]:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1), "gpus": gpus}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {"ssacl": ssacl.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _look_up(figures: Mapping[str, Any], name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def make_card(evaluation: SplitEvaluation) -> dict[str, Any]:
         "labeler": LABELER,
         "text_scorer": SCORER,
         "tokenisation": TOKENISATION,
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
         "metrics": {row["figure"]: row["model"] for row in rows},
         "rows": rows,
         "details": evaluation.metrics,
@@ -141,9 +141,10 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _versions() -> dict[str, str]:
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of ssacl, Python and those of `packages` that are installed: what figures depend on."""
     found = {"ssacl": ssacl.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
