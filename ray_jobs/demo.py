@@ -148,6 +148,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 NEXT_STEPS = """
 Go on by yourself ({out}/work holds the films and the embedded S3's folder):
+  source .venv/bin/activate
   ssacl data phantom --out films --num-studies 3000 --seed 1
   ssacl data ingest --format dicom-dir films --out shards && ssacl data tokenizer --data shards
   ssacl train --config configs/phantom_tiny.yaml data.url=shards run.storage_url=runs
