@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from ray import serve
-from ssacl.data.dicom import Picture
-from ssacl.inference.generator import ReportGenerator
 
 from serve.schemas import ServeSettings
+from ssacl.data.dicom import Picture
 from ssacl.errors import SSACLError
+from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
 
 Outcome = DraftReport | SSACLError
