@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, FindingStatus, anatomy_groups, leaf_mask
 from ssacl.distributed import sum_over_ranks, world_size
 
-_RARE_LOGIT = -2.0
+RARE_LOGIT = -2.0
 """Start of every finding's logit: findings are rare at a leaf."""
 _SHARPNESS = 4.0
 """Patches and leaves are pooled by a soft maximum, log-mean-exp of this sharpness."""
@@ -34,8 +34,8 @@ class RegionHead(nn.Module):
         self.patch_norm = nn.LayerNorm(2 * width)
         self.patch_fc = nn.Linear(2 * width, width)
         self.patch_out = nn.Linear(width, len(FINDINGS))
-        self.leaf_bias = nn.Parameter(torch.full((len(LEAVES), len(FINDINGS)), _RARE_LOGIT))
-        self.image_bias = nn.Parameter(torch.full((len(FINDINGS),), _RARE_LOGIT))
+        self.leaf_bias = nn.Parameter(torch.full((len(LEAVES), len(FINDINGS)), RARE_LOGIT))
+        self.image_bias = nn.Parameter(torch.full((len(FINDINGS),), RARE_LOGIT))
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., D] pooled local features -> [..., T]."""

@@ -19,12 +19,11 @@ from torch.nn import functional
 from ssacl.anatomy import FINDINGS
 from ssacl.atlas import CHART
 from ssacl.losses.warp import patch_centres
-from ssacl.models.findings import soft_maximum
+from ssacl.models.findings import RARE_LOGIT, soft_maximum
 
 REGISTERED_PX = 96
 """Side of the registered film."""
 _CHANNELS = (16, 32, 48)
-_RARE_LOGIT = -2.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class FindingsHead(nn.Module):
         for linear in (self.somewhere, self.pooled):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-        nn.init.constant_(self.somewhere.bias, _RARE_LOGIT)
+        nn.init.constant_(self.somewhere.bias, RARE_LOGIT)
 
     def forward(self, inputs: FindingsInputs) -> Tensor:
         """Logits [B, F] in float32, `FINDINGS` order."""
