@@ -184,7 +184,9 @@ class OptimConfig(_Section):
 class EngineConfig(_Section):
     kind: Literal["torch", "deepspeed"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of matrix products; auto: bf16 where every rank's hardware multiplies it, else fp32."
+    )
     offload: Literal["none", "cpu"] = "none"
     micro_batch_size: Count = Field(32, description="Samples per rank and forward pass.")
     accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")

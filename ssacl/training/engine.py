@@ -22,6 +22,7 @@ from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
 from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
 from ssacl.models.findings_head import FindingsBatch
+from ssacl.training.precision import resolve_precision
 from ssacl.training.stages import StagePlan, select_trainable
 
 logger = logging.getLogger(__name__)
@@ -94,15 +95,15 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
         ZeRO 3.
     """
     device = torch.device(device)
-    if config.engine.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("engine.precision fp16 needs a GPU; on a CPU use engine.precision=bf16 or fp32.")
+    settings = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision, device)})
+    logger.info("stage %s: matrix products in %s", stage.kind, settings.precision)
     groups = parameter_groups(model, stage)
     if config.engine.kind == "torch":
-        return TorchEngine(model, groups, config.engine, stage, device)
+        return TorchEngine(model, groups, settings, stage, device)
     if config.engine.zero_stage == 3:
         # ZeRO 3 gathers and drops weights by hooks on each module's tensors; the model calls methods of its parts and hands dataclasses on.
         raise NotBuiltError("engine.zero_stage 3 is not built yet: use engine.zero_stage=2, which shards gradients and optimizer state.")
-    return DeepSpeedEngine(model, groups, config.engine, stage, device)
+    return DeepSpeedEngine(model, groups, settings, stage, device)
 
 
 def parameter_groups(model: nn.Module, stage: StagePlan) -> list[dict[str, Any]]:
