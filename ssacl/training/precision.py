@@ -14,7 +14,7 @@ _BF16_UNITS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 def multiplies_bf16(device: torch.device) -> bool:
     """Has the hardware instructions for bfloat16 products? Without them they are emulated, several times slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(unit)) for unit in _BF16_UNITS)
 
