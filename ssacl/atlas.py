@@ -15,40 +15,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ssacl.anatomy import LEAVES, mirrored
+from ssacl.anatomy import LEAVES, NODE_INDEX, mirrored
+from ssacl.drawing import drawn_centroids
 
-_SIDED: dict[str, tuple[float, float, float, float]] = {
-    "upper lung zone": (-0.42, -0.45, 0.42, -0.45),
-    "mid lung zone": (-0.47, -0.08, 0.47, -0.08),
-    # The heart takes room on the left: the left base lies further out.
-    "lower lung zone": (-0.46, 0.28, 0.50, 0.28),
-    # The left pulmonary artery arches over its bronchus: the left hilum is the higher one.
-    "hilar structures": (-0.20, -0.05, 0.22, -0.10),
-    "apical zone": (-0.36, -0.70, 0.36, -0.70),
-    "costophrenic angle": (-0.76, 0.60, 0.76, 0.62),
-    # The liver lifts the right dome.
-    "hemidiaphragm": (-0.42, 0.50, 0.44, 0.55),
-    "clavicle": (-0.40, -0.62, 0.40, -0.62),
-}
-_MIDLINE: dict[str, tuple[float, float]] = {
-    "trachea": (0.0, -0.65),
-    "upper mediastinum": (0.0, -0.42),
-    "aortic arch": (0.14, -0.35),
-    "superior vena cava": (-0.11, -0.30),
-    "right atrium": (-0.18, 0.25),
-    "cavoatrial junction": (-0.13, 0.02),
-    "carina": (0.0, -0.24),
-    "spine": (0.0, 0.10),
-    "abdomen": (0.0, 0.86),
-}
-_POSITIONS: dict[str, tuple[float, float]] = {
-    **_MIDLINE,
-    **{f"right {part}": (xr, yr) for part, (xr, yr, _, _) in _SIDED.items()},
-    **{f"left {part}": (xl, yl) for part, (_, _, xl, yl) in _SIDED.items()},
-}
-
-CHART: tuple[tuple[float, float], ...] = tuple(_POSITIONS[leaf] for leaf in LEAVES)
-"""(x, y) of the 25 leaves, `LEAVES` order, half-widths of the padded film."""
+_SIDED = (
+    "upper lung zone",
+    "mid lung zone",
+    "lower lung zone",
+    "hilar structures",
+    "apical zone",
+    "costophrenic angle",
+    "hemidiaphragm",
+    "clavicle",
+)
+CHART: tuple[tuple[float, float], ...] = tuple(drawn_centroids()[NODE_INDEX[leaf]] for leaf in LEAVES)
+"""(x, y) of the 25 leaves' centroids in the drawing, `LEAVES` order, half-widths of the padded film."""
 
 RelationKind = Literal["left_of", "above", "medial_of", "level_with"]
 

@@ -137,15 +137,18 @@ class GroundingConfig(_Section):
     """The extension of METHOD section 8; one weight per term, 0 turns it off."""
 
     enabled: bool = Field(True, description="Off in the `official` recipe.")
-    equivariance: Weight = 1.0
-    slots: Weight = 1.0
-    compactness: Weight = 0.6
-    order: Weight = 1.0
-    layout_chart: Weight = 3.0
-    mean_layout: Weight = 1.0
-    hierarchy: Weight = 0.1
-    region_text: Weight = 0.5
-    entities: Weight = 0.5
+    equivariance: Weight = Field(2.0, description="The masked pass' attention follows the warp of its picture.")
+    centroid: Weight = Field(4.0, description="The same for the attention's centroids.")
+    slots: Weight = Field(1.0, description="Leaves that do not overlap attend to different patches.")
+    compactness: Weight = Field(0.0, description="Variance of the attention; `shape` knows better how wide a map should be.")
+    order: Weight = Field(1.0, description="Left-of, above, medial-of, level-with, as the names say.")
+    layout_chart: Weight = Field(3.0, description="Centroids are an affine image of the atlas' chart.")
+    pose_range: Weight = Field(3.0, description="That affine image is neither flattened nor mirrored.")
+    mean_layout: Weight = Field(1.0, description="The average patient is in the middle, at the chart's size.")
+    shape: Weight = Field(0.5, description="Maps have the extent of the atlas' drawing, laid where the centroids say.")
+    hierarchy: Weight = Field(0.1, description="Inner nodes attend where their leaves do.")
+    region_text: Weight = Field(0.1, description="Regions beside the sentences that speak of them.")
+    entities: Weight = Field(0.5, description="Findings of the leaves, from the report.")
     ramp_share: Fraction = Field(0.1, description="Geometric terms rise from 0 to their weight over this share of the stage.")
 
 

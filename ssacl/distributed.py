@@ -56,6 +56,17 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def gather_ragged(tensor: Tensor) -> Tensor:
+    """As `gather_with_gradient`, for a number of rows that differs between the ranks; every rank must call it, also with none."""
+    if world_size() == 1:
+        return tensor
+    counts = gather_detached(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    padding = tensor.new_zeros((max(counts) - len(tensor), *tensor.shape[1:]))
+    padded = torch.cat([tensor, padding])
+    gathered = gather_with_gradient(padded) if tensor.is_floating_point() else gather_detached(padded)
+    return torch.cat([gathered[rank * max(counts) :][:count] for rank, count in enumerate(counts)])
+
+
 def gather_detached(tensor: Tensor) -> Tensor:
     """Rows of all ranks in rank order, without gradient."""
     tensor = tensor.detach()
@@ -68,6 +79,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def share_of_global(weight: Tensor) -> Tensor:
+    """Factor from this rank's weighted sum to its share of the global weighted mean (the module's convention), without gradient."""
+    return world_size() / sum_over_ranks(weight)
 
 
 def local_rows(num_rows: int, device: torch.device) -> Tensor:

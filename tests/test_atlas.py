@@ -73,4 +73,4 @@ def test_atlas_reads_no_images() -> None:
     tree = ast.parse(Path(atlas.__file__).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert modules == {"__future__", "collections.abc", "dataclasses", "typing", "ssacl.anatomy"}
+    assert modules == {"__future__", "collections.abc", "dataclasses", "typing", "ssacl.anatomy", "ssacl.drawing"}

@@ -12,12 +12,18 @@ from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, FindingSt
 from ssacl.atlas import CHART, OVERLAPS
 from ssacl.config import GroundingConfig
 from ssacl.losses import grounding as g
+from ssacl.losses import region_text as words
 from ssacl.losses.grounding import GroundingInputs, grounding_losses
+from ssacl.losses.registration import fit_pose, lay_drawing
 from ssacl.losses.warp import BLACK, patch_centres, warp_images, warp_maps
 
 GRID = 12
 LEAF_NODES = [NODE_INDEX[leaf] for leaf in LEAVES]
-TERMS = {"equivariance", "slots", "compactness", "order", "layout_chart", "mean_layout", "hierarchy", "region_text", "entities"}
+TERMS = {
+    *("equivariance", "centroid", "slots", "compactness", "order", "layout_chart", "pose_range", "mean_layout", "shape", "hierarchy"),
+    *("region_text", "entities"),
+}
+ALL = GroundingConfig(compactness=0.6)
 
 
 def _blob(x: float, y: float, side: int, sigma: float = 0.12) -> Tensor:
@@ -112,8 +118,13 @@ def test_equivariance_is_zero_when_the_masked_pass_follows_and_grows_when_it_doe
     moved, _ = warp_maps(leaf, warp, GRID)
     following = moved.gather(2, visible[:, None].expand(-1, 25, -1))
     staying = leaf.gather(2, visible[:, None].expand(-1, 25, -1))
-    assert g.equivariance(leaf, following, visible, warp, GRID).item() == pytest.approx(0.0, abs=1e-5)
-    assert g.equivariance(leaf, staying, visible, warp, GRID).item() > 0.3
+    kl, distance = g.equivariance(leaf, following, visible, warp, GRID)
+    assert kl.item() == pytest.approx(0.0, abs=1e-5)
+    assert distance.item() == pytest.approx(0.0, abs=1e-5)
+    kl, distance = g.equivariance(leaf, staying, visible, warp, GRID)
+    assert kl.item() > 0.3
+    # The shift is 0.18 half-widths long; turning and growing move the outer leaves further.
+    assert 0.1 < distance.item() < 0.4
 
 
 def test_equivariance_equals_a_slow_reference_and_skips_hidden_leaves() -> None:
@@ -130,7 +141,7 @@ def test_equivariance_equals_a_slow_reference_and_skips_hidden_leaves() -> None:
     leaf = leaf / leaf.sum(-1, keepdim=True)
     masked = batch.masked_attention_BGV.detach()[:, LEAF_NODES]
     moved, _ = warp_maps(leaf, warp, GRID)
-    values = []
+    values, gaps = [], []
     for b in range(3):
         for m in range(25):
             target = moved[b, m][batch.visible_BV[b]]
@@ -139,8 +150,12 @@ def test_equivariance_equals_a_slow_reference_and_skips_hidden_leaves() -> None:
                 continue
             target, guess = target / target.sum(), masked[b, m] / masked[b, m].sum()
             values.append(sum(t * math.log(t / q) for t, q in zip(target.tolist(), guess.tolist(), strict=True) if t > 0))
+            gap = (guess - target) @ patch_centres(GRID)[batch.visible_BV[b]]
+            gaps.append(math.hypot(*gap.tolist(), 0.01) - 0.01)
     assert len(values) == 74
-    assert g.equivariance(leaf, masked, batch.visible_BV, warp, GRID).item() == pytest.approx(sum(values) / len(values), rel=1e-4)
+    kl, distance = g.equivariance(leaf, masked, batch.visible_BV, warp, GRID)
+    assert kl.item() == pytest.approx(sum(values) / len(values), rel=1e-4)
+    assert distance.item() == pytest.approx(sum(gaps) / len(gaps), rel=1e-3)
 
 
 def test_equivariance_moves_only_the_masked_pass() -> None:
@@ -199,11 +214,38 @@ def test_layout_chart_ignores_affine_maps_only() -> None:
     assert g.layout_chart(affine + noise).item() == pytest.approx(residual.norm(dim=-1).mean().item(), abs=0.01)
 
 
+def test_pose_range_refuses_flat_and_mirrored_charts_only() -> None:
+    chart = torch.tensor(CHART)[None]
+    turn = torch.tensor([[0.95, -0.312], [0.312, 0.95]])
+    assert g.pose_range(0.8 * chart @ turn.T + 0.3).item() == pytest.approx(0.0, abs=1e-3)
+    assert g.pose_range(chart * torch.tensor([0.8, 0.25])).item() == pytest.approx(0.3, abs=1e-3)
+    assert g.pose_range(chart * torch.tensor([1.5, 0.8])).item() == pytest.approx(0.25, abs=1e-3)
+    assert g.pose_range(chart * torch.tensor([-0.8, 0.8])).item() == pytest.approx(0.55 + 0.8, abs=1e-3)
+
+
 def test_mean_layout_by_hand() -> None:
     chart = torch.tensor(CHART) * 0.85
     swing = torch.tensor([0.2, -0.1])
     assert g.mean_layout(torch.stack((chart + swing, chart - swing))).item() == pytest.approx(0.0, abs=1e-6)
-    assert g.mean_layout((chart + torch.tensor([0.3, 0.4]))[None]).item() == pytest.approx(0.45, rel=1e-4)
+    # One film alone may stray by 0.1 + 0.2; distances are rounded off by less than 0.01.
+    assert g.mean_layout((chart + torch.tensor([0.3, 0.4]))[None]).item() == pytest.approx(0.5 - 0.3, abs=0.011)
+    four = (chart + torch.tensor([0.3, 0.4]))[None].expand(4, -1, -1)
+    assert g.mean_layout(four).item() == pytest.approx(0.5 - 0.2, abs=0.011)
+    half = 0.5 * (chart - chart.mean(0)) + chart.mean(0)
+    expected = (0.5 * (chart - chart.mean(0)).norm(dim=1) - 0.1).clamp_min(0).mean().item()
+    assert g.mean_layout(half[None]).item() == pytest.approx(expected, abs=0.011)
+
+
+def test_shape_is_least_on_the_drawing_and_moves_no_centroid_by_itself() -> None:
+    pose = torch.tensor([[[0.8, 0.05, 0.1], [-0.05, 0.7, -0.05]]])
+    drawn = lay_drawing(pose, GRID)
+    attention = (drawn / drawn.sum(-1, keepdim=True)).requires_grad_()
+    places = torch.tensor(CHART) @ pose[0, :, :2].T + pose[0, :, 2]
+    on_it = g.shape(attention, places[None], GRID)
+    elsewhere = g.shape(attention, places[None] + 0.3, GRID)
+    assert on_it.item() == pytest.approx(0.0, abs=0.01)
+    assert elsewhere.item() > 1.0
+    assert torch.allclose(fit_pose(places[None]), pose, atol=1e-5)
 
 
 def test_hierarchy_is_least_when_inner_nodes_attend_as_their_leaves_and_moves_only_them() -> None:
@@ -239,18 +281,18 @@ def test_region_text_equals_a_slow_reference() -> None:
     rowwise = [logits.log_softmax(1)[i][torch.tensor(positive[i])].mean() for i in range(len(told))]
     columns = [logits.log_softmax(0)[:, j][torch.tensor([p[j] for p in positive])].mean() for j in range(len(entries))]
     expected = -0.5 * (sum(rowwise) / len(rowwise) + sum(columns) / len(columns))
-    assert g.region_text(region, text, rows, leaves, findings).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert words.region_text(region, text, rows, leaves, findings).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_region_text_without_a_named_leaf_is_a_connected_zero() -> None:
     region, text = torch.randn(2, 25, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
     none = torch.zeros(3, 25, dtype=torch.bool)
-    loss = g.region_text(region, text, torch.tensor([0, 1, 1]), none, torch.tensor([1, 2, 3]))
+    loss = words.region_text(region, text, torch.tensor([0, 1, 1]), none, torch.tensor([1, 2, 3]))
     loss.backward()
     assert loss.item() == 0.0
     assert region.grad is not None
     assert not region.grad.any()
-    empty = g.region_text(region, text[:0], torch.zeros(0, dtype=torch.long), none[:0], torch.zeros(0, dtype=torch.long))
+    empty = words.region_text(region, text[:0], torch.zeros(0, dtype=torch.long), none[:0], torch.zeros(0, dtype=torch.long))
     assert empty.item() == 0.0
 
 
@@ -266,26 +308,27 @@ def test_entities_by_hand() -> None:
     # Two mentioned leaves: weight 1 but for the positive (4) and the uncertain (0); 23 silent leaves: 0.3 each; row 1 has no report.
     total = 4 * softplus(torch.tensor(-1.0)) + softplus(torch.tensor(2.0)) + (12 + 13) * ln2 + 0.3 * 23 * 14 * ln2
     weight = 4 + 1 + 12 + 13 + 0.3 * 23 * 14
-    assert g.entities(logits, status, torch.tensor([True, False])).item() == pytest.approx(total.item() / weight, rel=1e-5)
-    assert g.entities(logits, status, torch.tensor([False, False])).item() == 0.0
+    assert words.entities(logits, status, torch.tensor([True, False])).item() == pytest.approx(total.item() / weight, rel=1e-5)
+    assert words.entities(logits, status, torch.tensor([False, False])).item() == 0.0
 
 
 # --- the whole ---
 
 
 def test_every_term_has_its_weight_and_a_zero_weight_leaves_it_out() -> None:
-    losses = grounding_losses(GroundingConfig(), _inputs())
+    losses = grounding_losses(ALL, _inputs())
     assert set(losses) == TERMS
     assert set(GroundingConfig.model_fields) == TERMS | {"enabled", "ramp_share"}
     assert all(value.ndim == 0 and value.isfinite() and value > 0 for value in losses.values())
     without = grounding_losses(GroundingConfig(slots=0, entities=0), _inputs())
-    assert set(without) == TERMS - {"slots", "entities"}
+    assert "centroid" not in grounding_losses(GroundingConfig(centroid=0), _inputs())
+    assert set(without) == TERMS - {"slots", "entities", "compactness"}
 
 
 def test_missing_inputs_give_zeros_in_the_graph() -> None:
     attention = torch.rand(2, 32, GRID**2, requires_grad=True)
     losses = grounding_losses(GroundingConfig(), GroundingInputs(attention, GRID))
-    for name in ("equivariance", "region_text", "entities"):
+    for name in ("equivariance", "centroid", "region_text", "entities"):
         assert losses[name].item() == 0.0
         assert losses[name].requires_grad
 
@@ -295,7 +338,7 @@ def test_gradients_are_finite_at_collapsed_attention_and_under_autocast() -> Non
     attention[..., 5] = 1.0
     attention.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = grounding_losses(GroundingConfig(), GroundingInputs(attention, GRID))
+        losses = grounding_losses(ALL, GroundingInputs(attention, GRID))
     assert all(value.dtype == torch.float32 for value in losses.values())
     sum(losses.values()).backward()
     assert attention.grad is not None
@@ -306,7 +349,7 @@ def test_geometric_terms_lead_free_attention_to_the_chart() -> None:
     torch.manual_seed(0)
     logits = (torch.randn(1, 32, GRID**2) * 0.1).requires_grad_()
     config = GroundingConfig()
-    terms = ("slots", "compactness", "order", "layout_chart", "mean_layout", "hierarchy")
+    terms = ("slots", "order", "layout_chart", "pose_range", "mean_layout", "shape", "hierarchy")
     optimizer = torch.optim.Adam([logits], lr=0.1)
     for _ in range(250):
         losses = grounding_losses(config, GroundingInputs(logits.softmax(-1), GRID))
@@ -315,9 +358,12 @@ def test_geometric_terms_lead_free_attention_to_the_chart() -> None:
         optimizer.step()
     attention = logits.detach().softmax(-1)[0]
     centroid = attention @ patch_centres(GRID)
-    distance = (centroid[LEAF_NODES] - 0.85 * torch.tensor(CHART)).norm(dim=-1)
-    assert distance.max() < 0.12
-    assert losses["compactness"].item() < 0.1  # uniform: 0.66
+    # Up to a pose: the mean layout leaves a patient room.
+    pose = fit_pose(centroid[None, LEAF_NODES])[0]
+    residual = centroid[LEAF_NODES] - torch.tensor(CHART) @ pose[:, :2].T - pose[:, 2]
+    assert residual.norm(dim=-1).max() < 0.12
+    assert torch.allclose(pose, torch.tensor([[0.85, 0.0, 0.0], [0.0, 0.85, 0.0]]), atol=0.45)
+    assert losses["shape"].item() < 0.5  # uniform: above 3
     # An inner node has come to where its leaves are.
     inner = centroid[NODE_INDEX["left lung"]]
     assert (inner - attention[[NODE_INDEX[leaf] for leaf in leaves_below("left lung")]].mean(0) @ patch_centres(GRID)).norm() < 0.1
@@ -326,32 +372,40 @@ def test_geometric_terms_lead_free_attention_to_the_chart() -> None:
 def _rank(rank: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    rows = slice(2 * rank, 2 * rank + 2)
-    whole = _inputs(batch=4)
-    part = GroundingInputs(
-        **{name: value[rows].detach().requires_grad_(value.requires_grad) for name, value in vars(whole).items() if _has_rows(name, value)},
-        grid=GRID,
-    )
-    losses = grounding_losses(GroundingConfig(region_text=0), part)
+    part = _rows_of(_inputs(batch=4), rank)
+    losses = grounding_losses(GroundingConfig(), part)
     sum(losses.values()).backward()
     grads = {name: value.grad for name, value in vars(part).items() if isinstance(value, Tensor) and value.grad is not None}
     torch.save({"losses": {name: value.detach() for name, value in losses.items()}, "grads": grads}, f"{out}{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def _has_rows(name: str, value: object) -> bool:
-    return isinstance(value, Tensor) and not name.startswith("sentence")
+def _rows_of(whole: GroundingInputs, rank: int) -> GroundingInputs:
+    """Two rows of four, and the sentences that are theirs: not as many on each rank."""
+    assert whole.sentence_row is not None
+    own = whole.sentence_row // 2 == rank
+    taken = {}
+    for name, value in vars(whole).items():
+        if isinstance(value, Tensor):
+            part = value[own] if name.startswith("sentence") else value[2 * rank : 2 * rank + 2]
+            taken[name] = part.detach().requires_grad_(value.requires_grad)
+    taken["sentence_row"] = taken["sentence_row"] - 2 * rank
+    return GroundingInputs(**taken, grid=GRID)
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path / "store"), str(tmp_path / "rank")), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     whole = _inputs(batch=4)
-    losses = grounding_losses(GroundingConfig(region_text=0), whole)
+    losses = grounding_losses(GroundingConfig(), whole)
     sum(losses.values()).backward()
     for name, value in losses.items():
         assert torch.stack([rank["losses"][name] for rank in ranks]).mean().item() == pytest.approx(value.item(), rel=1e-5), name
-    for name in ("attention_BGN", "masked_attention_BGV", "entity_logits_BMF"):
+    for name in ("attention_BGN", "masked_attention_BGV", "entity_logits_BMF", "region_BMD"):
         # Data-parallel training divides summed gradients by the number of ranks.
         shared = torch.cat([rank["grads"][name] for rank in ranks]) / 2
         assert torch.allclose(shared, getattr(whole, name).grad, rtol=1e-4, atol=1e-8), name
+    rows = whole.sentence_row // 2
+    for rank in (0, 1):
+        assert torch.allclose(ranks[rank]["grads"]["sentences_SD"] / 2, whole.sentences_SD.grad[rows == rank], rtol=1e-4, atol=1e-8)
+    assert [len(rank["grads"]["sentences_SD"]) for rank in ranks] == [4, 2], "unequal numbers are part of the test"

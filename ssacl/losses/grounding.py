@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssacl.anatomy import FINDING_INDEX, INNER_NODES, LEAF_INDEX, LEAVES, NO_FINDING, NODE_INDEX, FindingStatus, leaves_below
+from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, leaves_below
 from ssacl.atlas import CHART, OVERLAPS, RELATIONS
 from ssacl.config import GroundingConfig
-from ssacl.distributed import gather_with_gradient, sum_over_ranks, world_size
-from ssacl.losses.warp import patch_centres, warp_images, warp_maps
-
-__all__ = ["GroundingInputs", "grounding_losses", "patch_centres", "warp_images", "warp_maps"]
+from ssacl.distributed import gather_with_gradient, share_of_global
+from ssacl.losses.region_text import entities, image_entities, region_text
+from ssacl.losses.registration import SCALES, fit_pose, lay_drawing, principal_scales
+from ssacl.losses.warp import patch_centres, warp_maps
 
 SLOT_COSINE = 0.1
 """Cosine between two leaves' maps below which they do not repel each other."""
@@ -30,13 +30,16 @@ LEVEL_TILT = 0.25
 """Slope (tangent of 14 degrees) that two structures "level with" each other may have: patients are not always upright."""
 MEAN_LAYOUT_SCALE = 0.85
 """Size of the chart in an average film: collimation leaves a margin around the thorax."""
-MEAN_LAYOUT_SLACK = 0.05
+MEAN_LAYOUT_SLACK = 0.1
+"""Half-widths by which the average patient may differ from that."""
 MIN_VISIBLE_MASS = 0.25
 """Share of a leaf's warped attention on visible patches below which equivariance skips it."""
-RESIDUAL_ROUNDING = 0.01
-REGION_TEMPERATURE = 0.1
-POSITIVE_WEIGHT = 4.0
-UNMENTIONED_WEIGHT = 0.3
+POSE_SPREAD = 0.2
+"""Standard deviation of patients' shifts, half-widths: what the mean of a batch may stray by, times the root of its size."""
+MIN_DRAWN = 0.3
+"""Patches that a node must cover within the film for its drawing to count."""
+DISTANCE_ROUNDING = 0.01
+"""Half-widths within which distances are rounded off, where a bare one would have a kink."""
 _EPS = 1e-8
 
 _LEAF_NODES = [NODE_INDEX[leaf] for leaf in LEAVES]
@@ -81,7 +84,7 @@ def grounding_losses(config: GroundingConfig, inputs: GroundingInputs) -> dict[s
 
     A term of weight 0 is absent. A term whose inputs are None, or that nothing in the batch speaks to, is a zero connected to the
     graph, so that every rank has the same graph. Runs in float32 whatever the autocast state. The mean over ranks is the loss of the
-    global batch, except for region_text, which contrasts within the rank (its sentences are of another number on every rank).
+    global batch.
     """
     with torch.autocast(inputs.attention_BGN.device.type, enabled=False):
         return _terms(config, inputs)
@@ -96,11 +99,12 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
     outputs = (inputs.attention_BGN, inputs.region_BMD, inputs.entity_logits_BMF, inputs.image_logits_BF)
     nothing = torch.stack([output.float().sum() * 0.0 for output in outputs if output is not None]).sum()
     terms: dict[str, Tensor] = {}
-    if config.equivariance:
-        terms["equivariance"] = nothing
+    if config.equivariance or config.centroid:
+        distances = (nothing, nothing)
         if inputs.masked_attention_BGV is not None and inputs.visible_BV is not None and inputs.warp is not None:
             masked_BMV = inputs.masked_attention_BGV[:, _LEAF_NODES]
-            terms["equivariance"] = equivariance(leaf_BMN, masked_BMV, inputs.visible_BV, inputs.warp, inputs.grid)
+            distances = equivariance(leaf_BMN, masked_BMV, inputs.visible_BV, inputs.warp, inputs.grid)
+        terms |= {name: value for name, value in zip(("equivariance", "centroid"), distances, strict=True) if getattr(config, name)}
     if config.slots:
         terms["slots"] = slots(leaf_BMN)
     if config.compactness:
@@ -109,8 +113,12 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
         terms["order"] = order(centroid_BM2)
     if config.layout_chart:
         terms["layout_chart"] = layout_chart(centroid_BM2)
+    if config.pose_range:
+        terms["pose_range"] = pose_range(centroid_BM2)
     if config.mean_layout:
         terms["mean_layout"] = mean_layout(centroid_BM2)
+    if config.shape:
+        terms["shape"] = shape(attention_BGN, centroid_BM2, inputs.grid)
     if config.hierarchy:
         terms["hierarchy"] = hierarchy(attention_BGN)
     if config.region_text:
@@ -127,10 +135,16 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
     return terms
 
 
-def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_B4: Tensor, grid: int) -> Tensor:
-    """KL(warped, detached unmasked attention || masked attention), both on the visible patches; mean over leaves in sight.
+def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_B4: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """The masked pass' attention follows the warp of its picture, both restricted to the visible patches; means over leaves in sight.
 
     Leaves with under `MIN_VISIBLE_MASS` of their mass on visible patches (masked away or warped out of the picture) are skipped.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        KL(warped, detached unmasked attention || masked attention), and the distance of their centroids in half-widths. The first
+        hardly pulls once broad maps overlap; the second goes on until they lie on each other.
     """
     with torch.no_grad():
         warped_BMN, _ = warp_maps(leaf_BMN, warp_B4, grid)
@@ -139,9 +153,11 @@ def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_
         share_BM = target_BMV.sum(-1) * (-2.0 * warp_B4[:, 1:2].float()).exp()
         seen_BM = (share_BM >= MIN_VISIBLE_MASS).float()
         target_BMV = _renormalised(target_BMV)
-    log_masked_BMV = _renormalised(masked_BMV).clamp_min(_EPS).log()
-    kl_BM = (torch.xlogy(target_BMV, target_BMV) - target_BMV * log_masked_BMV).sum(-1)
-    return (kl_BM * seen_BM).sum() * _share_of_global(seen_BM.sum().clamp_min(_EPS))
+    masked_BMV = _renormalised(masked_BMV)
+    kl_BM = (torch.xlogy(target_BMV, target_BMV) - target_BMV * masked_BMV.clamp_min(_EPS).log()).sum(-1)
+    gap_BM2 = (masked_BMV - target_BMV) @ patch_centres(grid, leaf_BMN.device)[visible_BV]
+    share = share_of_global(seen_BM.sum().clamp_min(_EPS))
+    return (kl_BM * seen_BM).sum() * share, (_rounded(gap_BM2) * seen_BM).sum() * share
 
 
 def slots(leaf_BMN: Tensor) -> Tensor:
@@ -178,17 +194,45 @@ def layout_chart(centroid_BM2: Tensor) -> Tensor:
 
     Distances, not squares: a squared residual hardly pulls once it is some centimetres, and at equal steps its maps point worse.
     """
-    residual_BM2 = _chart_residual_maker().to(centroid_BM2.device) @ centroid_BM2
-    # Rounded off within 0.01 half-widths, where a bare distance would have a kink.
-    return ((residual_BM2.square().sum(-1) + RESIDUAL_ROUNDING**2).sqrt() - RESIDUAL_ROUNDING).mean()
+    return _rounded(_chart_residual_maker().to(centroid_BM2.device) @ centroid_BM2).mean()
+
+
+def pose_range(centroid_BM2: Tensor) -> Tensor:
+    """Mean over rows of how far the principal scales of the fitted pose lie outside of `SCALES`.
+
+    An affine map may also flatten or mirror the chart; a patient does neither.
+    """
+    smaller_B, larger_B = principal_scales(fit_pose(centroid_BM2))
+    return (functional.relu(SCALES[0] - smaller_B) + functional.relu(larger_B - SCALES[1])).mean()
 
 
 def mean_layout(centroid_BM2: Tensor) -> Tensor:
-    """Mean over leaves of relu(|batch mean of c_m - 0.85 P_m| - 0.05); the mean is over the batch of all ranks."""
-    mean_M2 = gather_with_gradient(centroid_BM2).mean(0)
-    chart_M2 = torch.tensor(CHART, device=centroid_BM2.device)
-    distance_M = torch.linalg.vector_norm(mean_M2 - MEAN_LAYOUT_SCALE * chart_M2, dim=-1)
-    return functional.relu(distance_M - MEAN_LAYOUT_SLACK).mean()
+    """The average patient stands in the middle of the film, at 0.85 of the chart's size; the mean is over the batch of all ranks.
+
+    Mean over leaves of relu(distance - 0.1) between the centred batch means and the centred chart, plus relu(distance - slack) of the
+    two centres. The mean of few patients strays, so the slack of the centres falls with the root of the batch; without this, a small
+    batch would pull every patient to the middle.
+    """
+    every_BM2 = gather_with_gradient(centroid_BM2)
+    mean_M2, chart_M2 = every_BM2.mean(0), MEAN_LAYOUT_SCALE * torch.tensor(CHART, device=centroid_BM2.device)
+    centre_2, chart_centre_2 = mean_M2.mean(0), chart_M2.mean(0)
+    arrangement = functional.relu(_rounded((mean_M2 - centre_2) - (chart_M2 - chart_centre_2)) - MEAN_LAYOUT_SLACK).mean()
+    slack = MEAN_LAYOUT_SLACK + POSE_SPREAD / len(every_BM2) ** 0.5
+    return arrangement + functional.relu(_rounded(centre_2 - chart_centre_2) - slack)
+
+
+def shape(attention_BGN: Tensor, centroid_BM2: Tensor, grid: int) -> Tensor:
+    """KL(the atlas' drawing, laid where the leaves' own centroids say || each node's attention); mean over nodes on the film.
+
+    The drawing and its place are detached: the term gives maps their extent and puts every node, inner ones included, where the others
+    say that it is.
+    """
+    with torch.no_grad():
+        drawn_BGN = lay_drawing(fit_pose(centroid_BM2), grid)
+        on_film_BG = (drawn_BGN.sum(-1) >= MIN_DRAWN).float()
+        target_BGN = _renormalised(drawn_BGN + 1e-6)
+    kl_BG = (target_BGN * (target_BGN.log() - attention_BGN.clamp_min(_EPS).log())).sum(-1)
+    return (kl_BG * on_film_BG).sum() * share_of_global(on_film_BG.sum().clamp_min(1.0))
 
 
 def hierarchy(attention_BGN: Tensor) -> Tensor:
@@ -197,68 +241,9 @@ def hierarchy(attention_BGN: Tensor) -> Tensor:
     return -(target_BIN * attention_BGN[:, _INNER].clamp_min(_EPS).log()).sum(-1).mean()
 
 
-def region_text(region_BMD: Tensor, sentences_SD: Tensor, row_S: Tensor, leaves_SM: Tensor, finding_S: Tensor) -> Tensor:
-    """Multi-positive InfoNCE between sentences and the regions that sentences of this rank speak of.
-
-    A region is one (row, leaf, finding) that some sentence names. It is positive for every sentence that names the same leaf with
-    the same finding, in whatever row; log-likelihoods are averaged over a sentence's positives, then over sentences, and the same
-    from regions to sentences. Sentences that name no leaf are left out.
-    """
-    keep_S = leaves_SM.any(1)
-    text_SD = functional.normalize(sentences_SD.float()[keep_S], dim=-1)
-    leaves_SM, finding_S, row_S = leaves_SM[keep_S], finding_S[keep_S], row_S[keep_S]
-    nothing = (region_BMD.float().sum() + sentences_SD.float().sum()) * 0.0
-    if len(text_SD) == 0:
-        return nothing
-    speaker, leaf = leaves_SM.nonzero(as_tuple=True)
-    # Two sentences of one report may name the same region with the same finding: one entry, or it would be counted twice.
-    entries_E3 = torch.unique(torch.stack((row_S[speaker], leaf, finding_S[speaker]), dim=1), dim=0)
-    row_E, leaf_E, finding_E = entries_E3.unbind(1)
-    region_ED = functional.normalize(region_BMD.float()[row_E, leaf_E], dim=-1)
-    positive_SE = (leaves_SM[:, leaf_E] & (finding_S[:, None] == finding_E)).float()
-    logits_SE = text_SD @ region_ED.T / REGION_TEMPERATURE
-    to_region = (logits_SE.log_softmax(1) * positive_SE).sum(1) / positive_SE.sum(1)
-    to_text = (logits_SE.log_softmax(0) * positive_SE).sum(0) / positive_SE.sum(0)
-    loss: Tensor = nothing - 0.5 * (to_region.mean() + to_text.mean())
-    return loss
-
-
-def entities(logits_BMF: Tensor, status_BMF: Tensor, has_text_B: Tensor | None = None) -> Tensor:
-    """Weighted binary cross-entropy of findings at leaves: present x4, leaves that the report does not mention x0.3.
-
-    Uncertain entries are left out: the collator turns them into present or absent where the policy says so. Rows without a report
-    are left out.
-    """
-    target_BMF = (status_BMF == FindingStatus.PRESENT).float()
-    weight_BMF = 1.0 + (POSITIVE_WEIGHT - 1.0) * target_BMF
-    silent_BM1 = (status_BMF == FindingStatus.UNMENTIONED).all(-1, keepdim=True)
-    weight_BMF = torch.where(silent_BM1, UNMENTIONED_WEIGHT, weight_BMF) * (status_BMF != FindingStatus.UNCERTAIN)
-    if has_text_B is not None:
-        weight_BMF = weight_BMF * has_text_B[:, None, None]
-    loss_BMF = functional.binary_cross_entropy_with_logits(logits_BMF.float(), target_BMF, reduction="none")
-    return (loss_BMF * weight_BMF).sum() * _share_of_global(weight_BMF.sum().clamp_min(_EPS))
-
-
-def _share_of_global(weight: Tensor) -> Tensor:
-    """Factor from this rank's weighted sum to its share of the global weighted mean (`ssacl.distributed`'s convention)."""
-    return world_size() / sum_over_ranks(weight)
-
-
-def image_entities(logits_BF: Tensor, status_BMF: Tensor, has_text_B: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of the findings of whole images, present x4; a finding counts when it is present at some leaf.
-
-    A leaf's attention is vague at first; the image as a whole teaches the patches what a finding looks like before it is known where the
-    leaves are. "No Finding" has no leaf and is left out, as are findings that are uncertain everywhere.
-    """
-    present_BF = (status_BMF == FindingStatus.PRESENT).any(1)
-    doubtful_BF = (status_BMF == FindingStatus.UNCERTAIN).any(1) & ~present_BF
-    target_BF = present_BF.float()
-    weight_BF = (1.0 + (POSITIVE_WEIGHT - 1.0) * target_BF) * ~doubtful_BF
-    weight_BF = weight_BF * (torch.arange(weight_BF.shape[1], device=weight_BF.device) != FINDING_INDEX[NO_FINDING])
-    if has_text_B is not None:
-        weight_BF = weight_BF * has_text_B[:, None]
-    loss_BF = functional.binary_cross_entropy_with_logits(logits_BF.float(), target_BF, reduction="none")
-    return (loss_BF * weight_BF).sum() / weight_BF.sum().clamp_min(_EPS)
+def _rounded(vectors: Tensor) -> Tensor:
+    """Lengths of vectors [..., 2], rounded off near 0."""
+    return (vectors.square().sum(-1) + DISTANCE_ROUNDING**2).sqrt() - DISTANCE_ROUNDING
 
 
 def _renormalised(attention: Tensor) -> Tensor:

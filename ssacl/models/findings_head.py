@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssacl.anatomy import FINDINGS
-from ssacl.atlas import CHART
+from ssacl.losses.registration import fit_pose
 from ssacl.losses.warp import patch_centres
 from ssacl.models.findings import RARE_LOGIT, soft_maximum
 
@@ -69,10 +69,7 @@ def register(image_BCHW: Tensor, leaf_attention_BMN: Tensor | None) -> Tensor:
         theta = torch.eye(2, 3, device=grey.device).expand(len(grey), 2, 3)
     else:
         grid = round(leaf_attention_BMN.shape[-1] ** 0.5)
-        centroid_BM2 = leaf_attention_BMN.float() @ patch_centres(grid, grey.device)
-        chart_M2 = torch.tensor(CHART, device=grey.device)
-        design_M3 = torch.cat([chart_M2, torch.ones_like(chart_M2[:, :1])], 1)
-        theta = (torch.linalg.pinv(design_M3) @ centroid_BM2).transpose(1, 2)
+        theta = fit_pose(leaf_attention_BMN.float() @ patch_centres(grid, grey.device))
     return sample(grey, theta, size)
 
 

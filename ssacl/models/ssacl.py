@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STAGES = ("contrastive", "generation", "joint", "findings")
-RAMPED = ("equivariance", "slots", "compactness", "order", "layout_chart", "mean_layout", "hierarchy")
+RAMPED = (
+    *("equivariance", "centroid", "slots", "compactness", "order"),
+    *("layout_chart", "pose_range", "mean_layout", "shape", "hierarchy"),
+)
 """Geometric grounding terms: their weights rise over the first steps of a stage."""
 
 
@@ -206,7 +209,11 @@ class SSACL(nn.Module):
 
     def _grounding(self, batch: Batch, encoded: Encoded, masked: Latent, keep_BV: Tensor) -> dict[str, Tensor]:
         ground = self.losses.grounding
-        sentences = self.text(batch.sentence_ids, batch.sentence_mask) if ground.region_text > 0 and len(batch.sentence_ids) else None
+        sentences = None
+        if ground.region_text > 0:
+            # A rank without a sentence still takes part in the contrast over ranks.
+            none = encoded.region_BMD.new_zeros(0, self.config.text.width)
+            sentences = self.text(batch.sentence_ids, batch.sentence_mask) if len(batch.sentence_ids) else none
         terms = grounding_losses(
             ground,
             GroundingInputs(
