@@ -54,7 +54,7 @@ def test_a_draft_is_complete(generator: ReportGenerator) -> None:
     tree = json.loads(json.dumps(draft.to_json(), allow_nan=False))
     assert tree["status"] == "preliminary"
     assert len(tree["findings"]) == 14
-    assert draft.anatomy_maps.shape == (len(NODES), 8, 8)
+    assert draft.anatomy_maps.shape == (len(NODES), 16, 16), "twice as fine as the patches"
     assert draft.anatomy_maps.sum((1, 2)) == pytest.approx(np.ones(len(NODES)), abs=1e-4)
     assert (draft.image_width_px, draft.image_height_px) == (96, 128)
     assert all(0 <= sentence.confidence <= 1 for sentence in draft.sentences)
@@ -133,6 +133,10 @@ def test_attention_at_a_cell_lands_where_the_transform_took_it_from(
         return dataclasses.replace(encoded, attention_BGN=attention)
 
     monkeypatch.setattr(generator._model, "encode", looking_at_the_dot)
+    # Without the grounding terms maps are the attention itself.
+    config = generator._loaded.config
+    losses = config.losses.model_copy(update={"grounding": config.losses.grounding.model_copy(update={"enabled": False})})
+    generator._loaded = dataclasses.replace(generator._loaded, config=config.model_copy(update={"losses": losses}))
     draft = generator.generate([dataclasses.replace(picture(width=width, height=height), pixels=dot)], FAST)[0]
     image = map_on_picture(draft.anatomy_maps[5], draft.map_frame, width, height)
     ys, xs = np.nonzero(image > 0.97)

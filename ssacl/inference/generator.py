@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ssacl.anatomy import FINDING_GROUPS, FINDINGS, NODE_INDEX
+from ssacl.anatomy import FINDINGS
 from ssacl.data.dicom import Picture
 from ssacl.data.labeler import sentence_place
 from ssacl.data.reports import split_sentences
 from ssacl.data.transforms import SquareFit, load_square, normalise
 from ssacl.errors import GenerationError
 from ssacl.inference.decoding import GenerationOptions, TimeLimitError, decode, token_probabilities
-from ssacl.inference.maps import box_of_map, normalised_map, restrict_to_picture
-from ssacl.inference.report import Box, DraftReport, Finding, Sentence
+from ssacl.inference.grounding import Look, Meaning, understand
+from ssacl.inference.maps import box_of_map
+from ssacl.inference.report import Box, DraftReport, Finding, PhraseEvidence, Sentence
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import infer_anatomy
 from ssacl.training.checkpoint import LoadedModel, open_model
@@ -120,14 +120,8 @@ class ReportGenerator:
         return reports
 
     def _generate_batch(self, pictures: Sequence[Picture], options: GenerationOptions, deadline: float | None) -> list[DraftReport]:
-        size = self._loaded.config.model.vision.image_size_px
-        squares = [load_square(picture.pixels, size) for picture in pictures]
-        image_BCHW = torch.stack([torch.as_tensor(normalise(square)) for square, _ in squares]).to(self._device)
+        encoded, squares, probability_BF = self._encode(pictures)
         with torch.inference_mode():
-            encoded = self._model.encode(image_BCHW)
-            probability_BF = self._model.findings_logits(encoded).float().sigmoid().cpu()
-            if not bool(probability_BF.isfinite().all()):
-                raise GenerationError("The model's findings are not finite numbers: its weights are damaged. Copy the model folder again.")
             inferred = [infer_anatomy(row, self._loaded.thresholds) for row in probability_BF]
             leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
             prefix, prefix_mask = self._model.prefix(encoded, leaf_mask_BM)
@@ -142,7 +136,7 @@ class ReportGenerator:
             written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
-                    **self._evidence(_row_of(encoded, row), written, _frame(squares[row][1], size), picture),
+                    **self._evidence(self._look(encoded, row, squares[row][1], picture), written, squares[row][1], picture),
                     findings=self._findings(probability_BF[row]),
                     anatomy_groups=groups,
                     image_ref=picture.pixel_digest,
@@ -152,40 +146,71 @@ class ReportGenerator:
             )
         return drafts
 
-    def _evidence(self, encoded_row: Encoded, written: list[tuple[str, float]], frame: Box, picture: Picture) -> dict[str, Any]:
+    def _encode(self, pictures: Sequence[Picture]) -> tuple[Encoded, list[tuple[Any, SquareFit]], Tensor]:
+        """The encoded films, their squares, and [B, F] float32 probabilities of the findings."""
+        size = self._loaded.config.model.vision.image_size_px
+        squares = [load_square(picture.pixels, size) for picture in pictures]
+        image_BCHW = torch.stack([torch.as_tensor(normalise(square)) for square, _ in squares]).to(self._device)
+        with torch.inference_mode():
+            encoded = self._model.encode(image_BCHW)
+            probability_BF = self._model.findings_logits(encoded).float().sigmoid().cpu()
+        if not bool(probability_BF.isfinite().all()):
+            raise GenerationError("The model's findings are not finite numbers: its weights are damaged. Copy the model folder again.")
+        return encoded, squares, probability_BF
+
+    def ground(self, picture: Picture, phrases: Sequence[str]) -> list[PhraseEvidence]:
+        """Where a film shows each of `phrases` ("left pleural effusion", "carina"), and how sure the model is that it is there.
+
+        Raises
+        ------
+        GenerationError
+            A phrase is empty or too long, or the weights give values that are not finite.
+        """
+        meanings = [understand(phrase) for phrase in phrases]
+        encoded, squares, probability_BF = self._encode([picture])
+        look = self._look(encoded, 0, squares[0][1], picture)
+        return [
+            self._phrase_evidence(look, phrase, meaning, probability_BF[0], squares[0][1], picture)
+            for phrase, meaning in zip(phrases, meanings, strict=True)
+        ]
+
+    def _phrase_evidence(
+        self, look: Look, phrase: str, meaning: Meaning, probability_F: Tensor, fit: SquareFit, picture: Picture
+    ) -> PhraseEvidence:
+        confidence = look.confidence(meaning, probability_F.double().numpy())
+        threshold = self._loaded.thresholds.get(meaning.finding or "", _DEFAULT_THRESHOLD)
+        reason = ""
+        if meaning.finding is None and not meaning.anatomy:
+            reason = "The words name no anatomy and no finding that is known here."
+        elif confidence < threshold:
+            what = f"{meaning.finding} is not seen there" if meaning.finding else "That anatomy lies outside of the film"
+            reason = f"{what} (confidence {confidence:.2f}, threshold {threshold:.2f})."
+        evidence = look.evidence(phrase, meaning)
+        height, width = picture.pixels.shape
+        box = box_of_map(evidence, _frame(fit, self._loaded.config.model.vision.image_size_px), width, height)
+        return PhraseEvidence(phrase, meaning.anatomy, meaning.finding, confidence, bool(reason), reason, box, evidence)
+
+    def _look(self, encoded: Encoded, row: int, fit: SquareFit, picture: Picture) -> Look:
+        height, width = picture.pixels.shape
+        return Look(self._loaded, _row_of(encoded, row), _frame(fit, self._loaded.config.model.vision.image_size_px), width, height)
+
+    def _evidence(self, look: Look, written: list[tuple[str, float]], fit: SquareFit, picture: Picture) -> dict[str, Any]:
         """The parts of a draft that say where: anatomy maps, and each sentence with its map and box."""
         height, width = picture.pixels.shape
-        grid = self._loaded.config.model.vision.grid
-        on_picture = restrict_to_picture(np.ones((grid, grid)), frame, width, height)
-        raw_GN = encoded_row.attention_BGN[0].float().cpu().numpy()
-        anatomy_maps = np.stack([normalised_map(np.nan_to_num(raw.reshape(grid, grid)) * on_picture) for raw in raw_GN])
+        frame = _frame(fit, self._loaded.config.model.vision.image_size_px)
         sentences = []
         for text, certainty in written:
-            nodes, finding, status = sentence_place(text)
-            # Where the sentence names no place: where its finding can be, or the whole chest.
-            looked_at = nodes or FINDING_GROUPS.get(finding or "", ()) or ("chest",)
-            evidence = np.mean([anatomy_maps[NODE_INDEX[node]] for node in looked_at], axis=0)
-            if finding is not None:
-                # Within that place, where the sentence's own words look.
-                evidence = evidence * normalised_map(self._phrase_map(encoded_row, text) * on_picture)
-            evidence = normalised_map(evidence, sigma_cells=0)
-            box = box_of_map(evidence, frame, width, height) if nodes or finding else None
-            sentences.append(Sentence(text, nodes, finding, status.name.lower(), certainty, box, evidence))
+            meaning = Meaning(*sentence_place(text))
+            evidence = look.evidence(text, meaning)
+            box = box_of_map(evidence, frame, width, height) if meaning.anatomy or meaning.finding else None
+            sentences.append(Sentence(text, meaning.anatomy, meaning.finding, meaning.status.name.lower(), certainty, box, evidence))
         return {
             "sentences": tuple(sentences),
-            "anatomy_maps": anatomy_maps,
+            "anatomy_maps": look.anatomy_maps,
             "image_width_px": width,
             "image_height_px": height,
             "map_frame": frame,
         }
-
-    def _phrase_map(self, encoded_row: Encoded, phrase: str) -> NDArray[np.float32]:
-        """[grid, grid] attention of the phrase."""
-        ids = torch.tensor([self._loaded.tokenizers.text_ids(phrase, self._loaded.config.data.text_max_tokens)], device=self._device)
-        with torch.inference_mode():
-            attention = self._model.phrase_attention(encoded_row, ids, torch.ones_like(ids, dtype=torch.bool))
-        grid = self._loaded.config.model.vision.grid
-        return np.asarray(np.nan_to_num(attention[0].float().cpu().numpy().reshape(grid, grid)), dtype=np.float32)
 
     def _prompt(self, entities: list[str]) -> list[int]:
         """Token ids of the entities and the newline, as in training."""

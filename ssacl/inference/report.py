@@ -46,6 +46,29 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class PhraseEvidence:
+    """Where a film shows what a phrase says."""
+
+    phrase: str
+    anatomy: tuple[str, ...]
+    """Anatomy nodes that the phrase was understood to name."""
+    finding: str | None
+    confidence: float
+    """0..1: is it there? Low for a finding that the model does not see, and for words that it does not know."""
+    names_nothing: bool
+    """The phrase names nothing that the model sees in this film; the map then means little."""
+    reason: str
+    """Why so, in words; empty otherwise."""
+    box: Box | None
+    evidence: NDArray[np.float32] = field(repr=False)
+    """[grid, grid] float32, non-negative, sums to 1, over `DraftReport.map_frame`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON tree; the map as nested lists rounded to 5 digits."""
+        return {**asdict(self), "evidence": np.round(self.evidence, 5).tolist()}
+
+
+@dataclass(frozen=True)
 class DraftReport:
     """A draft report of one image, with evidence."""
 
