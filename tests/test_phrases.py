@@ -44,9 +44,9 @@ def generator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ReportGenerator:
         for node in NODES:
             attention[:, NODE_INDEX[node]] = leaf_MN[[LEAVES.index(leaf) for leaf in leaves_below(node)]].sum(0)
         attention = attention / attention.sum(-1, keepdim=True)
-        shown = torch.full_like(encoded.patch_findings_BNF, -6.0)
+        shown = torch.full_like(encoded.patch_findings_BNF, -4.0)
         at = places[LEAVES.index("left costophrenic angle")]
-        shown[..., FINDING_INDEX["Pleural Effusion"]] = 12 * torch.exp(-(points - at).square().sum(-1) / (2 * 0.3**2)) - 6
+        shown[..., FINDING_INDEX["Pleural Effusion"]] = 8 * torch.exp(-(points - at).square().sum(-1) / (2 * 0.3**2)) - 4
         entities = generator._model.region.entity_logits(shown, attention[:, [NODE_INDEX[leaf] for leaf in LEAVES]])
         return dataclasses.replace(encoded, attention_BGN=attention, patch_findings_BNF=shown, entities_BMF=entities)
 
