@@ -28,10 +28,9 @@ from ssacl.data.transforms import load_square, normalise
 from ssacl.errors import DataError
 from ssacl.evaluation.map_measures import HIT_RADIUS
 from ssacl.evaluation.predictions import sample_digest
-from ssacl.evaluation.truth import load_truth
+from ssacl.evaluation.truth import load_truth, one_sided
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
-from ssacl.phantom.truth import PhantomTruth
 from ssacl.training.checkpoint import LoadedModel, open_model
 
 TOLERANCE = 2 * HIT_RADIUS
@@ -110,7 +109,7 @@ def mirror_scores(
         pictures = [read_picture(sample.image) for sample in samples]
         plain += _answers(generator, loaded, pictures)
         turned += _answers(generator, loaded, [_mirror(picture) for picture in pictures])
-        true_sides += [{} if truth is None else _true_sides(truth, sample_digest(sample)) for sample in samples]
+        true_sides += [{} if truth is None else one_sided(truth, sample_digest(sample)) for sample in samples]
         if progress is not None:
             progress(len(samples))
     pairs = list(zip(plain, turned, strict=True))
@@ -162,15 +161,6 @@ def _words(draft: DraftReport) -> dict[str, str]:
             sides = {side for side in _SIDES if any(leaf.startswith(side + " ") and mirrored(leaf) != leaf for leaf in mention.leaves)}
             named.setdefault(mention.finding, set()).update(sides or {""})
     return {finding: next(iter(sides)) for finding, sides in named.items() if len(sides) == 1 and sides != {""}}
-
-
-def _true_sides(truth: PhantomTruth, digest: str) -> dict[str, str]:
-    if digest not in truth:
-        raise DataError("A film has no truth there; give the truth that was written with these films.")
-    sides: dict[str, set[str]] = {}
-    for finding in truth[digest].findings:
-        sides.setdefault(finding.name, set()).add(finding.side)
-    return {name: next(iter(found)) for name, found in sides.items() if len(found) == 1 and found <= set(_SIDES)}
 
 
 def _maps(pairs: list[tuple[_Answer, _Answer]], rng: np.random.Generator) -> dict[str, Any]:

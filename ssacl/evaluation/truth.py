@@ -55,6 +55,15 @@ def true_masks(truth: PhantomTruth, digests: Sequence[str], side_px: int = MASK_
     return masks
 
 
+def one_sided(truth: PhantomTruth, digest: str) -> dict[str, str]:
+    """Finding -> "right" or "left", for the findings of a film that lie on one side only. See `true_status` for errors."""
+    (study,) = _studies(truth, [digest])
+    sides: dict[str, set[str]] = {}
+    for finding in study.findings:
+        sides.setdefault(finding.name, set()).add(finding.side)
+    return {name: next(iter(found)) for name, found in sides.items() if found in ({"right"}, {"left"})}
+
+
 def _studies(truth: PhantomTruth, digests: Sequence[str]) -> Iterator[StudyTruth]:
     missing = sum(digest not in truth for digest in digests)
     if missing:
