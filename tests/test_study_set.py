@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from evaluation_place import Place, make_place
 from rich.console import Console
-from tiny_model import tiny_model_folder
 
 from ray_jobs.evaluate import run_evaluation
 from ssacl.anatomy import FINDING_INDEX, FINDINGS, NODE_INDEX, FindingStatus
-from ssacl.data.convert import IngestSettings
-from ssacl.data.ingest import run_local
 from ssacl.data.loader import open_split
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
@@ -34,22 +31,9 @@ from ssacl.phantom import write_dicom_tree
 FAST = GenerationOptions(num_beams=1, max_new_tokens=8)
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A phantom data set and a model, on disk."""
-
-    data: Path
-    truth: Path
-    model: Path
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("evaluation")
-    write_dicom_tree(root / "films", 60, seed=3, size_px=96, num_processes=1)
-    run_local("dicom-dir", root / "films", str(root / "data"), IngestSettings(key_secret="k" * 20))
-    return Place(root / "data", root / "films_truth", tiny_model_folder(root / "model"))
+    return make_place(tmp_path_factory.mktemp("evaluation"))
 
 
 class PerfectRunner:

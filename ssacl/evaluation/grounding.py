@@ -23,6 +23,10 @@ RELATIVE_GRID: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
 AREA_GRID: tuple[float, ...] = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)
 
 
+CUTS = (*(Threshold("relative", value) for value in RELATIVE_GRID), *(Threshold("area", value) for value in AREA_GRID))
+"""Where a map may be cut; the best one is chosen on validation."""
+
+
 def node_group(node: str) -> str:
     """Nodes that share one IoU threshold: right and left twins; every other node has its own."""
     return node.partition(" ")[2] if mirrored(node) != node else node
@@ -122,7 +126,6 @@ def choose_threshold(
     """
     _check(maps, masks, nodes)
     measured = measure(maps, masks, sigma_cells)
-    candidates = [*(Threshold("relative", value) for value in RELATIVE_GRID), *(Threshold("area", value) for value in AREA_GRID)]
     columns: dict[str, list[int]] = {}
     for column, node in enumerate(nodes):
         columns.setdefault(node_group(node), []).append(column)
@@ -130,7 +133,7 @@ def choose_threshold(
     for group in columns.values():
         best, best_iou = Threshold("relative", 0.5), -1.0
         shown = np.concatenate([measured.shown[:, column] for column in group])
-        for candidate in candidates if shown.any() else ():
+        for candidate in CUTS if shown.any() else ():
             iou = float(np.concatenate([iou_at(measured, column, candidate) for column in group])[shown].mean())
             if iou > best_iou:
                 best, best_iou = candidate, iou

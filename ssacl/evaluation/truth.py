@@ -39,7 +39,7 @@ def true_status(truth: PhantomTruth, digests: Sequence[str]) -> NDArray[np.int64
         Some case has no truth: these are not the films that the truth was written with.
     """
     status = np.full((len(digests), len(FINDINGS)), int(FindingStatus.ABSENT), dtype=np.int64)
-    for case, study in enumerate(_studies(truth, digests)):
+    for case, study in enumerate(studies_of(truth, digests)):
         names = {finding.name for finding in study.findings}
         if not names - set(_NO_PATHOLOGY):
             names.add(NO_FINDING)
@@ -50,21 +50,22 @@ def true_status(truth: PhantomTruth, digests: Sequence[str]) -> NDArray[np.int64
 def true_masks(truth: PhantomTruth, digests: Sequence[str], side_px: int = MASK_SIDE_PX) -> NDArray[np.bool_]:
     """[n, 32, side_px, side_px] masks over the model's square; the padding is outside of every mask. See `true_status` for errors."""
     masks = np.zeros((len(digests), len(NODES), side_px, side_px), dtype=bool)
-    for case, study in enumerate(_studies(truth, digests)):
+    for case, study in enumerate(studies_of(truth, digests)):
         masks[case] = square_masks(study.masks, side_px)
     return masks
 
 
 def one_sided(truth: PhantomTruth, digest: str) -> dict[str, str]:
     """Finding -> "right" or "left", for the findings of a film that lie on one side only. See `true_status` for errors."""
-    (study,) = _studies(truth, [digest])
+    (study,) = studies_of(truth, [digest])
     sides: dict[str, set[str]] = {}
     for finding in study.findings:
         sides.setdefault(finding.name, set()).add(finding.side)
     return {name: next(iter(found)) for name, found in sides.items() if found in ({"right"}, {"left"})}
 
 
-def _studies(truth: PhantomTruth, digests: Sequence[str]) -> Iterator[StudyTruth]:
+def studies_of(truth: PhantomTruth, digests: Sequence[str]) -> Iterator[StudyTruth]:
+    """The truth of each case. See `true_status` for errors."""
     missing = sum(digest not in truth for digest in digests)
     if missing:
         raise DataError(f"{missing} of {len(digests)} cases have no truth there; give the truth that was written with these films.")

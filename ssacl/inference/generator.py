@@ -136,7 +136,7 @@ class ReportGenerator:
             written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
-                    **self._evidence(self._look(encoded, row, squares[row][1], picture), written, squares[row][1], picture),
+                    **self._evidence(self._look(encoded, row, probability_BF, squares[row][1], picture), written, picture),
                     findings=self._findings(probability_BF[row]),
                     anatomy_groups=groups,
                     image_ref=picture.pixel_digest,
@@ -167,17 +167,16 @@ class ReportGenerator:
             A phrase is empty or too long, or the weights give values that are not finite.
         """
         meanings = [understand(phrase) for phrase in phrases]
-        encoded, squares, probability_BF = self._encode([picture])
-        look = self._look(encoded, 0, squares[0][1], picture)
-        return [
-            self._phrase_evidence(look, phrase, meaning, probability_BF[0], squares[0][1], picture)
-            for phrase, meaning in zip(phrases, meanings, strict=True)
-        ]
+        look = self.look(picture)
+        return [self._phrase_evidence(look, phrase, meaning, picture) for phrase, meaning in zip(phrases, meanings, strict=True)]
 
-    def _phrase_evidence(
-        self, look: Look, phrase: str, meaning: Meaning, probability_F: Tensor, fit: SquareFit, picture: Picture
-    ) -> PhraseEvidence:
-        confidence = look.confidence(meaning, probability_F.double().numpy())
+    def look(self, picture: Picture) -> Look:
+        """The encoded film, ready to be asked where things are; see `ground` for errors."""
+        encoded, squares, probability_BF = self._encode([picture])
+        return self._look(encoded, 0, probability_BF, squares[0][1], picture)
+
+    def _phrase_evidence(self, look: Look, phrase: str, meaning: Meaning, picture: Picture) -> PhraseEvidence:
+        confidence = look.confidence(meaning)
         threshold = self._loaded.thresholds.get(meaning.finding or "", _DEFAULT_THRESHOLD)
         reason = ""
         if meaning.finding is None and not meaning.anatomy:
@@ -187,29 +186,29 @@ class ReportGenerator:
             reason = f"{what} (confidence {confidence:.2f}, threshold {threshold:.2f})."
         evidence = look.evidence(phrase, meaning)
         height, width = picture.pixels.shape
-        box = box_of_map(evidence, _frame(fit, self._loaded.config.model.vision.image_size_px), width, height)
-        return PhraseEvidence(phrase, meaning.anatomy, meaning.finding, confidence, bool(reason), reason, box, evidence)
+        box = box_of_map(evidence, look.frame, width, height)
+        return PhraseEvidence(phrase, meaning.anatomy, meaning.finding, confidence, bool(reason), reason, box, look.frame, evidence)
 
-    def _look(self, encoded: Encoded, row: int, fit: SquareFit, picture: Picture) -> Look:
-        height, width = picture.pixels.shape
-        return Look(self._loaded, _row_of(encoded, row), _frame(fit, self._loaded.config.model.vision.image_size_px), width, height)
-
-    def _evidence(self, look: Look, written: list[tuple[str, float]], fit: SquareFit, picture: Picture) -> dict[str, Any]:
-        """The parts of a draft that say where: anatomy maps, and each sentence with its map and box."""
+    def _look(self, encoded: Encoded, row: int, probability_BF: Tensor, fit: SquareFit, picture: Picture) -> Look:
         height, width = picture.pixels.shape
         frame = _frame(fit, self._loaded.config.model.vision.image_size_px)
+        return Look(self._loaded, _row_of(encoded, row), probability_BF[row].double().numpy(), frame, width, height)
+
+    def _evidence(self, look: Look, written: list[tuple[str, float]], picture: Picture) -> dict[str, Any]:
+        """The parts of a draft that say where: anatomy maps, and each sentence with its map and box."""
+        height, width = picture.pixels.shape
         sentences = []
         for text, certainty in written:
             meaning = Meaning(*sentence_place(text))
             evidence = look.evidence(text, meaning)
-            box = box_of_map(evidence, frame, width, height) if meaning.anatomy or meaning.finding else None
+            box = box_of_map(evidence, look.frame, width, height) if meaning.anatomy or meaning.finding else None
             sentences.append(Sentence(text, meaning.anatomy, meaning.finding, meaning.status.name.lower(), certainty, box, evidence))
         return {
             "sentences": tuple(sentences),
             "anatomy_maps": look.anatomy_maps,
             "image_width_px": width,
             "image_height_px": height,
-            "map_frame": frame,
+            "map_frame": look.frame,
         }
 
     def _prompt(self, entities: list[str]) -> list[int]:

@@ -74,6 +74,8 @@ class Look:
         The model.
     encoded
         One film's row of `SSACL.encode`.
+    probability_F
+        What the findings head says of the film.
     frame, width_px, height_px
         Where the model's square lies on the original picture, and the picture's size, in pixels.
 
@@ -83,8 +85,10 @@ class Look:
         Each sums to 1; padding holds nothing.
     """
 
-    def __init__(self, loaded: LoadedModel, encoded: Encoded, frame: Box, width_px: int, height_px: int) -> None:
-        self._loaded, self._encoded = loaded, encoded
+    def __init__(
+        self, loaded: LoadedModel, encoded: Encoded, probability_F: NDArray[np.float64], frame: Box, width_px: int, height_px: int
+    ) -> None:
+        self._loaded, self._encoded, self._probability_F, self.frame = loaded, encoded, probability_F, frame
         self._grid = loaded.config.model.vision.grid
         grounding = loaded.config.losses.grounding
         self._trained = grounding.enabled
@@ -99,9 +103,14 @@ class Look:
             maps = (np.sqrt(self._finer(maps)) * (drawn + _FLOOR)).astype(np.float32)
         self.anatomy_maps = np.stack([normalised_map(each * self._on_picture, sigma_cells=0) for each in maps])
 
+    def place(self, meaning: Meaning) -> NDArray[np.float32]:
+        """[g, g] float32, sums to 1: the anatomy that the words speak of, whatever it shows."""
+        named: NDArray[np.float32] = np.mean([self.anatomy_maps[NODE_INDEX[node]] for node in meaning.places], axis=0)
+        return named
+
     def evidence(self, text: str, meaning: Meaning) -> NDArray[np.float32]:
         """[g, g] float32, sums to 1: where the film shows what `text`, understood as `meaning`, says."""
-        place = np.mean([self.anatomy_maps[NODE_INDEX[node]] for node in meaning.places], axis=0)
+        place = self.place(meaning)
         if meaning.finding is not None and meaning.finding != NO_FINDING:
             shown = self._finding_map(meaning.finding) if self._trained else self._phrase_map(text)
             place = place * (shown + _UNSEEN)
@@ -109,7 +118,7 @@ class Look:
             place = place * self._phrase_map(text)
         return normalised_map(place * self._on_picture, sigma_cells=0)
 
-    def confidence(self, meaning: Meaning, probability_F: NDArray[np.float64]) -> float:
+    def confidence(self, meaning: Meaning) -> float:
         """0..1: is what was said to be seen there?
 
         A finding: the findings head's probability, times the evidence at the named places over that at the best place of the film.
@@ -119,7 +128,7 @@ class Look:
             named = [_LEAF_INDEX[leaf] for node in meaning.places for leaf in leaves_below(node)]
             leaf_M = self._encoded.entities_BMF[0, :, FINDING_INDEX[meaning.finding]].float().sigmoid().cpu().numpy()
             share = float(leaf_M[named].max() / max(leaf_M.max(), 1e-12)) if self._trained else 1.0
-            return float(probability_F[FINDING_INDEX[meaning.finding]]) * share
+            return float(self._probability_F[FINDING_INDEX[meaning.finding]]) * share
         if not meaning.anatomy:
             return 0.0
         raw = np.stack([self._encoded.attention_BGN[0, NODE_INDEX[node]].float().cpu().numpy() for node in meaning.anatomy])

@@ -60,8 +60,10 @@ class PhraseEvidence:
     reason: str
     """Why so, in words; empty otherwise."""
     box: Box | None
+    map_frame: Box
+    """Original pixels that the map covers, as in `DraftReport`."""
     evidence: NDArray[np.float32] = field(repr=False)
-    """[grid, grid] float32, non-negative, sums to 1, over `DraftReport.map_frame`."""
+    """[grid, grid] float32, non-negative, sums to 1."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON tree; the map as nested lists rounded to 5 digits."""

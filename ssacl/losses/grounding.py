@@ -34,8 +34,8 @@ MEAN_LAYOUT_SLACK = 0.1
 """Half-widths by which the average patient may differ from that."""
 MIN_VISIBLE_MASS = 0.25
 """Share of a leaf's warped attention on visible patches below which equivariance skips it."""
-POSE_SPREAD = 0.2
-"""Standard deviation of patients' shifts, half-widths: what the mean of a batch may stray by, times the root of its size."""
+CENTRE_SLACK = 0.02
+"""Half-widths by which the middle of the average patient may lie beside the middle of the film: what strays here, strays in every film."""
 MIN_DRAWN = 0.3
 """Patches that a node must cover within the film for its drawing to count."""
 DISTANCE_ROUNDING = 0.01
@@ -209,16 +209,13 @@ def pose_range(centroid_BM2: Tensor) -> Tensor:
 def mean_layout(centroid_BM2: Tensor) -> Tensor:
     """The average patient stands in the middle of the film, at 0.85 of the chart's size; the mean is over the batch of all ranks.
 
-    Mean over leaves of relu(distance - 0.1) between the centred batch means and the centred chart, plus relu(distance - slack) of the
-    two centres. The mean of few patients strays, so the slack of the centres falls with the root of the batch; without this, a small
-    batch would pull every patient to the middle.
+    Mean over leaves of relu(distance - 0.1) between the centred batch means and the centred chart, plus relu(distance - 0.02) of the two
+    centres. A small batch strays, which pulls its patients to the middle; the centroids' equivariance is stronger.
     """
-    every_BM2 = gather_with_gradient(centroid_BM2)
-    mean_M2, chart_M2 = every_BM2.mean(0), MEAN_LAYOUT_SCALE * torch.tensor(CHART, device=centroid_BM2.device)
+    mean_M2, chart_M2 = gather_with_gradient(centroid_BM2).mean(0), MEAN_LAYOUT_SCALE * torch.tensor(CHART, device=centroid_BM2.device)
     centre_2, chart_centre_2 = mean_M2.mean(0), chart_M2.mean(0)
     arrangement = functional.relu(_rounded((mean_M2 - centre_2) - (chart_M2 - chart_centre_2)) - MEAN_LAYOUT_SLACK).mean()
-    slack = MEAN_LAYOUT_SLACK + POSE_SPREAD / len(every_BM2) ** 0.5
-    return arrangement + functional.relu(_rounded(centre_2 - chart_centre_2) - slack)
+    return arrangement + functional.relu(_rounded(centre_2 - chart_centre_2) - CENTRE_SLACK)
 
 
 def shape(attention_BGN: Tensor, centroid_BM2: Tensor, grid: int) -> Tensor:
