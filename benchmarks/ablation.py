@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.phantom_data import add_work_arguments, phantom_data
+from benchmarks.phantom_data import add_work_arguments, phantom_data, work_folder
 from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
 from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, NODES, FindingStatus
 from ssacl.config import load_config
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     if unknown:
         raise ConfigError(f"There is no row '{unknown[0]}'; give some of: {', '.join(ROWS)}.")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    data_url, truth = phantom_data(options.work, options.quick)
+    data_url, truth = phantom_data(options)
     runs = [(name, seed) for name in names for seed in ((options.seed, options.seed + 1) if name in MAIN_ROWS else (options.seed,))]
     table = {f"{name}/seed{seed}": _row(name, seed, options, data_url, truth) for name, seed in runs}
     figures: dict[str, Any] = {"rows": table, "what": {name: ROWS[name][0] or name.replace("_", " ") for name in names}}
@@ -111,13 +111,13 @@ def measure(options: argparse.Namespace) -> Measurement:
 
 
 def _row(name: str, seed: int, options: argparse.Namespace, data_url: str, truth: Path) -> dict[str, Any]:
-    kept = options.work / "ablation" / f"{name}-{options.steps}-{seed}.json"
+    kept = work_folder(options) / "ablation" / f"{name}-{options.steps}-{seed}.json"
     if kept.exists():
         row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return row
     print(f"ablation: {name}, seed {seed}", file=sys.stderr, flush=True)
     overrides = [
-        *(f"data.url={data_url}", f"run.storage_url={options.work / 'runs'}", f"run.name=ablation-{name}-{options.steps}-{seed}"),
+        *(f"data.url={data_url}", f"run.storage_url={work_folder(options) / 'runs'}", f"run.name=ablation-{name}-{options.steps}-{seed}"),
         *(f"run.seed={seed}", f"run.stages=[{{kind: contrastive, num_steps: {options.steps}}}]"),
         *ROWS[name][1],
     ]

@@ -21,19 +21,26 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the run; the data set is always the same")
 
 
-def phantom_data(work: Path, quick: bool) -> tuple[str, Path]:
-    """Data set root and truth folder under `work`; both are written on the first call.
+def work_folder(options: argparse.Namespace) -> Path:
+    """`--work`; quick runs are kept apart from real ones."""
+    folder: Path = options.work / "quick" if options.quick else options.work
+    return folder
+
+
+def phantom_data(options: argparse.Namespace) -> tuple[str, Path]:
+    """Data set root and truth folder in the work folder; both are written on the first call.
 
     Raises
     ------
     StorageError, DataError
         The folder cannot be used, or holds something else.
     """
+    work = work_folder(options)
     tree = work / "phantom"
     data_url = str(work / "shards")
     if not open_storage(data_url).exists("wordpiece.json"):
         if not tree.exists():
-            write_dicom_tree(tree, NUM_QUICK_STUDIES if quick else NUM_STUDIES, 0)
+            write_dicom_tree(tree, NUM_QUICK_STUDIES if options.quick else NUM_STUDIES, 0)
         run_local("dicom-dir", tree, data_url, IngestSettings(key_secret=NOBODYS_KEY), SourceOptions(), None)
         train_dataset_tokenizers(data_url, None, 30000, 50257)
     return data_url, tree.with_name(tree.name + "_truth")

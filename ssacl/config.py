@@ -130,6 +130,10 @@ class ModelConfig(_Section):
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     language: LanguageConfig = LanguageConfig()
+    findings_in_prefix: bool = Field(
+        True,
+        description="`paper` wiring: leaf slots of the report's prefix also say which findings show there, so that words get their side.",
+    )
     activation_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
 
 

@@ -12,6 +12,7 @@ from small_model import random_batch, small_config, small_model, small_tokenizer
 from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, FindingStatus, leaf_mask
 from ssacl.errors import ConfigError
 from ssacl.models.findings import findings_loss, infer_anatomy
+from ssacl.models.phrase import phrase_attention
 from ssacl.models.ssacl import RAMPED, SSACL, STAGES
 from ssacl.models.vision import position_table
 
@@ -123,7 +124,7 @@ def test_frozen_encoder_keeps_its_weights_out_of_generation() -> None:
     config = small_config()
     model = small_model(config)
     names = train_only(model, config, "generation", freeze_encoder=True)
-    assert {name.split(".")[0] for name in names} == {"language", "opt_proj"}
+    assert {name.split(".")[0] for name in names} == {"language", "opt_proj", "leaf_findings"}
     model(random_batch(2, config), "generation").total.backward()
     assert all((parameter.grad is not None) == (name in names) for name, parameter in model.named_parameters())
 
@@ -188,7 +189,7 @@ def test_two_phrases_of_one_image_give_two_maps(grounding: bool) -> None:
         torch.testing.assert_close(encoded.attention_BGN.sum(-1), torch.ones(1, 32))
         for phrase in ("left lower lung zone effusion", "right clavicle"):
             ids = torch.tensor([[text.token_to_id("[CLS]"), *text.encode(phrase).ids]])
-            maps.append(model.phrase_attention(encoded, ids, torch.ones_like(ids, dtype=torch.bool)))
+            maps.append(phrase_attention(model, encoded, ids, torch.ones_like(ids, dtype=torch.bool)))
     for each in maps:
         assert each.shape == (1, config.model.vision.num_patches)
         assert float(each.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -205,6 +206,24 @@ def test_prefix_masks_class_and_other_leaves() -> None:
     assert torch.equal(mask[:, : len(LEAVES)], batch.leaf_mask)
     assert not bool(mask[:, len(LEAVES)].any())
     assert bool(mask[:, len(LEAVES) + 1 :].all())
+
+
+def test_leaf_slots_say_which_findings_show_there_once_trained_to() -> None:
+    config = small_config()
+    model, batch = small_model(config), random_batch(1, config)
+    with torch.inference_mode():
+        encoded = model.encode(batch.image)
+        seen = encoded.entities_BMF.clone()
+        seen[0, 3, 5] += 9.0
+        other = replace(encoded, entities_BMF=seen)
+        before = [model.prefix(each, batch.leaf_mask)[0] for each in (encoded, other)]
+        assert torch.equal(*before), "starts at zero: an imported model's prefix is unchanged"
+        torch.nn.init.normal_(model.leaf_findings.weight)
+        plain, told = (model.prefix(each, batch.leaf_mask)[0] for each in (encoded, other))
+    changed = (plain != told).any(-1)[0]
+    assert changed.nonzero()[:, 0].tolist() == [3]
+    assert small_model(small_config(losses__grounding={"enabled": False})).leaf_findings is None
+    assert small_model(small_config(model__findings_in_prefix=False)).leaf_findings is None
 
 
 def test_findings_lead_to_anatomy() -> None:

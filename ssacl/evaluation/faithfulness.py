@@ -9,6 +9,7 @@ Shape letters: B removals, N patches, k removed patches, D vision width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,7 +32,6 @@ from ssacl.inference.decoding import GenerationOptions, token_probabilities
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.maps import restrict_to_picture
 from ssacl.inference.report import DraftReport, Sentence
-from ssacl.models.restoration import LEAF_NODES
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import LoadedModel, open_model
 
@@ -167,12 +167,12 @@ def _prefix_without(model: SSACL, image: Tensor, removed_Bk: Tensor, leaf_mask_1
     kept_BN = torch.ones(num_rows, num_patches, dtype=torch.bool).scatter(1, removed_Bk, False)
     keep_BV = kept_BN.nonzero()[:, 1].view(num_rows, -1)
     with torch.inference_mode():
-        latent = model.encoder(image, model.node_queries(), keep_BV)
-        patches = latent.patches_BVD.new_zeros(num_rows, num_patches, latent.patches_BVD.shape[-1])
-        patches = patches.scatter(1, keep_BV[..., None].expand_as(latent.patches_BVD), latent.patches_BVD)
-        tokens = torch.cat([latent.queries_BKD[:, list(LEAF_NODES)], latent.cls_BD[:, None], patches], 1)
-        no_class = torch.zeros(num_rows, 1, dtype=torch.bool)
-        return model.opt_proj(tokens), torch.cat([leaf_mask_1M.expand(num_rows, -1), no_class, kept_BN], 1)
+        encoded = model.encode(image, keep_BV)
+        patches = encoded.patches_BND.new_zeros(num_rows, num_patches, encoded.patches_BND.shape[-1])
+        patches = patches.scatter(1, keep_BV[..., None].expand_as(encoded.patches_BND), encoded.patches_BND)
+        # A removed patch keeps its slot, so that positions stay, and nothing looks at it.
+        prefix, mask = model.prefix(dataclasses.replace(encoded, patches_BND=patches), leaf_mask_1M.expand(num_rows, -1))
+        return prefix, torch.cat([mask[:, :-num_patches], kept_BN], 1)
 
 
 def _summary(drops: list[_Drop], rng: np.random.Generator) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ssacl.inference.report import Box
 from ssacl.losses.registration import fit_pose, lay_drawing
 from ssacl.losses.warp import patch_centres
 from ssacl.models.encoded import Encoded
+from ssacl.models.phrase import phrase_attention
 from ssacl.models.restoration import LEAF_NODES
 from ssacl.training.checkpoint import LoadedModel
 
@@ -148,7 +149,7 @@ class Look:
         device = self._encoded.patches_BND.device
         ids = torch.tensor([tokenizers.text_ids(phrase, config.data.text_max_tokens)], device=device)
         with torch.inference_mode():
-            attention = self._loaded.model.phrase_attention(self._encoded, ids, torch.ones_like(ids, dtype=torch.bool))
+            attention = phrase_attention(self._loaded.model, self._encoded, ids, torch.ones_like(ids, dtype=torch.bool))
         attended: NDArray[np.float32] = self._finer(normalised_map(attention[0].float().cpu().view(self._grid, self._grid).numpy())[None])[
             0
         ]

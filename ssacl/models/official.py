@@ -46,7 +46,7 @@ _PREFIXES: tuple[tuple[str, str], ...] = (
 EXTRAS = ("logit_scale", "bert_encoder.model.cls.")
 """Prefixes of released tensors that no computation reads."""
 DROPPED = {"WCE.weight": "class weights of the last training batch"}
-OWN_PARTS = ("region.", "findings_head.", "balance.")
+OWN_PARTS = ("region.", "findings_head.", "leaf_findings.", "balance.")
 """Prefixes of our tensors that the release does not have."""
 _TIED = ("opt_model.transformer.wte.weight", "opt_model.lm_head.weight")
 

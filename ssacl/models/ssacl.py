@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssacl.anatomy import LEAVES
+from ssacl.anatomy import FINDINGS, LEAVES
 from ssacl.config import Config, LossConfig, ModelConfig, OptimConfig
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
@@ -91,6 +91,10 @@ class SSACL(nn.Module):
         self.balance = Balance(losses.balance == "uncertainty")
         self.region = RegionHead(vision.width, text.width)
         self.findings_head = FindingsHead(vision.width)
+        self.leaf_findings = None
+        if config.findings_in_prefix and losses.grounding.enabled and losses.grounding.entities > 0 and not self.official:
+            self.leaf_findings = nn.Linear(len(FINDINGS), vision.width, bias=False)
+            nn.init.zeros_(self.leaf_findings.weight)
         ids, mask = _leaf_tokens(tokenizers.text, text.max_tokens)
         self.register_buffer("leaf_ids", ids, persistent=False)
         self.register_buffer("leaf_ids_mask", mask, persistent=False)
@@ -266,9 +270,9 @@ class SSACL(nn.Module):
         queries: Tensor = self.graph_means.to(leaves_MD.dtype) @ leaves_MD
         return queries
 
-    def encode(self, image_BCHW: Tensor) -> Encoded:
-        """Encode normalised images [B, 3, S, S] with the 32 node queries, unmasked. Call it in eval mode."""
-        return self._encoded(image_BCHW, self.encoder(image_BCHW, self.node_queries(), keep_contexts=True))
+    def encode(self, image_BCHW: Tensor, keep_BV: Tensor | None = None) -> Encoded:
+        """Encode normalised images [B, 3, S, S] with the 32 node queries: all patches, or those of `keep_BV`. Call it in eval mode."""
+        return self._encoded(image_BCHW, self.encoder(image_BCHW, self.node_queries(), keep_BV, keep_contexts=True))
 
     def _encoded(self, image: Tensor, latent: Latent) -> Encoded:
         nodes = latent.queries_BKD
@@ -300,7 +304,10 @@ class SSACL(nn.Module):
 
         Positions run over all slots, masked ones included: in generation give `position_ids` = 0, 1, 2, ... over the whole row.
         """
-        tokens = torch.cat([encoded.leaves_BMD, encoded.cls_BD[:, None], encoded.patches_BND], 1)
+        leaves_BMD = encoded.leaves_BMD
+        if self.leaf_findings is not None:
+            leaves_BMD = leaves_BMD + self.leaf_findings(encoded.entities_BMF.detach().sigmoid().to(leaves_BMD.dtype))
+        tokens = torch.cat([leaves_BMD, encoded.cls_BD[:, None], encoded.patches_BND], 1)
         leaf_mask = leaf_mask_BM.bool()
         patches = leaf_mask.new_ones(len(leaf_mask), encoded.patches_BND.shape[1])
         return self.opt_proj(tokens), torch.cat([leaf_mask, torch.zeros_like(leaf_mask[:, :1]), patches], 1)
@@ -317,27 +324,6 @@ class SSACL(nn.Module):
             registered = register(encoded.image_BCHW, attention)
         return FindingsInputs(registered, encoded.pooled_BD.detach(), soft_maximum(encoded.entities_BMF.detach()))
 
-    def phrase_attention(self, encoded: Encoded, phrase_ids: Tensor, phrase_mask: Tensor) -> Tensor:
-        """Where each image shows its phrase: [B, N] float32, each row sums to 1.
-
-        `phrase_ids` and `phrase_mask` are [B, L], with a leading [CLS], one phrase per image. With grounding trained (`region_text`), the
-        phrase picks leaves by its similarity with their regions and patches by its similarity with their features; without, it is one
-        more read-only query through every block.
-        """
-        phrase_BT = self.text(phrase_ids, phrase_mask)
-        ground = self.losses.grounding
-        if not (ground.enabled and ground.region_text > 0):
-            assert encoded.contexts_BLTD is not None, "phrases need what `encode` gives"
-            _, attention = self.encoder.probe(self.bert_proj(phrase_BT)[:, None], encoded.contexts_BLTD)
-            attention = attention[:, 0]
-        else:
-            phrase = nn.functional.normalize(phrase_BT.float(), dim=-1)[:, :, None]
-            leaf_BM = (nn.functional.normalize(encoded.region_BMD.float(), dim=-1) @ phrase)[..., 0] / PHRASE_TEMPERATURE
-            patch_BN = (nn.functional.normalize(self.region(encoded.local_BND).float(), dim=-1) @ phrase)[..., 0]
-            prior_BN = (leaf_BM.softmax(-1)[:, None] @ encoded.attention_BGN[:, list(LEAF_NODES)])[:, 0]
-            attention = prior_BN * (patch_BN / PHRASE_TEMPERATURE).softmax(-1)
-        return attention / attention.sum(-1, keepdim=True).clamp_min(1e-12)
-
     def parameter_groups(self, optim: OptimConfig, stage: str, freeze_encoder: bool = False) -> list[dict[str, Any]]:
         """AdamW groups of the parameters that `stage` trains, with `lr` and `weight_decay` (none on tensors of one dimension or less).
 
@@ -348,7 +334,7 @@ class SSACL(nn.Module):
         ground = self.losses.grounding
         if ground.enabled and (ground.region_text > 0 or ground.entities > 0):
             contrastive.append(self.region)
-        language = [self.language, self.opt_proj]
+        language = [self.language, self.opt_proj, *([] if self.leaf_findings is None else [self.leaf_findings])]
         modules: dict[str, list[nn.Module]] = {
             "contrastive": contrastive,
             "generation": language if freeze_encoder else [*language, *image],
@@ -367,10 +353,6 @@ class SSACL(nn.Module):
         for parameter in singles:
             groups.setdefault((optim.lr, 0.0), []).append(parameter)
         return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
-
-
-PHRASE_TEMPERATURE = 0.1
-"""The temperature under which phrases and regions are contrasted in training."""
 
 
 def _check(config: ModelConfig, losses: LossConfig) -> None:
