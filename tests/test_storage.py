@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ssacl.data.s3_storage import NUM_TRIES
 from ssacl.data.storage import EmbeddedS3, MissingObjectError, ObjectInfo, Storage, embedded_s3, open_storage
 from ssacl.errors import StorageError
 
@@ -90,6 +91,7 @@ def test_a_large_file_goes_up_in_parts(s3: EmbeddedS3, tmp_path: Path) -> None:
     storage = open_storage("s3://ssacl/large")
     storage.upload("large.bin", tmp_path / "large")
     assert storage.read("large.bin") == content
+    assert storage.retries.total() == 0
 
 
 def test_wrong_secret_wrong_key_and_missing_bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +127,13 @@ def test_a_server_that_goes_away_is_named_in_bounded_time(tmp_path: Path, monkey
         storage = open_storage("s3://ssacl/x")
         storage.write("before", b"1")
         os.kill(short_lived.pid, signal.SIGKILL)
+        pauses: list[float] = []
+        monkeypatch.setattr("ssacl.data.s3_storage.time.sleep", pauses.append)
         started = time.monotonic()
         with pytest.raises(StorageError, match=r"does not answer.*Start the server") as caught:
             storage.write("after", b"2" * 100_000)
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started + sum(pauses) < 30
+        assert len(pauses) == storage.retries.total() == NUM_TRIES - 1
         assert short_lived.secret_key not in str(caught.value)
     assert (tmp_path / "s3" / "ssacl" / "x" / "before").read_bytes() == b"1"
     assert not (tmp_path / "s3" / "ssacl" / "x" / "after").exists()
@@ -164,10 +169,11 @@ def test_a_body_that_breaks_off_is_read_again(num_short: int, arrives: bool, mon
         if arrives:
             assert storage.read("y") == body
             assert num_requests == num_short + 1
+            assert storage.retries.total() == num_short
         else:
             with pytest.raises(StorageError, match="breaks off"):
                 storage.read("y")
-            assert num_requests == 4
+            assert num_requests == NUM_TRIES
 
 
 def test_a_full_disk_leaves_the_old_object(tmp_path: Path) -> None:

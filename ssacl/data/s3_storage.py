@@ -1,59 +1,51 @@
-"""S3 behind `ssacl.data.storage.Storage`: bounded time-outs, retries with backoff, verified lengths, named errors."""
+"""S3 behind `ssacl.data.storage.Storage`: bounded time-outs, retries with backoff that are counted, verified bodies, named errors."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import logging
 import os
 import random
+import re
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions as failures
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
+from ssacl.data.s3_failures import WrongBytesError, named, retry_reason
 from ssacl.data.storage import MissingObjectError, ObjectInfo, checked_key
 from ssacl.errors import StorageError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NUM_TRIES = 4
-CONNECT_TIMEOUT_S = 3
-READ_TIMEOUT_S = 20
-_MULTIPART_BYTES = 64 << 20
-# A reset or a short body shows only while the body is read, after botocore's own retries are over: these are tried again here.
-_TRANSIENT = (
-    failures.ConnectionError,
-    failures.HTTPClientError,
-    failures.IncompleteReadError,
-    failures.ResponseStreamingError,
-    failures.FlexibleChecksumError,
-    ConnectionError,
-    TimeoutError,
-)
-_TRANSIENT_CODES = {
-    "InternalError",
-    "SlowDown",
-    "ServiceUnavailable",
-    "RequestTimeout",
-    "500",
-    "502",
-    "503",
-    "504",
-    "IncompleteBody",
-    "BadDigest",
-}
-_BAD_CREDENTIALS = {"SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"}
+NUM_TRIES = 7
+RETRY_LIMIT_S = 60.0
+"""No further try later than this after the first failure: a store that is down is named within two minutes, mostly within half of one."""
+CONNECT_TIMEOUT_S = 3.0
+READ_TIMEOUT_S = 20.0
+SLOWEST_BYTES_PER_S = 20_000
+"""A body that comes more slowly than this is given up and asked for again, on a new connection."""
+_PART_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 16
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_counting = threading.Lock()
 
 
 class S3Storage:
     """Objects under `s3://bucket/prefix`. The client is made at first use, in the process that uses it.
+
+    What is written carries its MD5, which the server checks; what is read whole is compared with its ETag. Ranges have no checksum of
+    the server's: who reads one knows its own (`ssacl.data.shards.read_sample`).
 
     Raises
     ------
@@ -66,22 +58,24 @@ class S3Storage:
             raise StorageError("The storage URL names no bucket; write s3://bucket/prefix.")
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self.retries: Counter[str] = Counter()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
             return b""
         ranged = start > 0 or end is not None
         extra = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if ranged else {}
+        wrong: set[str] = set()
 
         def get() -> bytes:
             reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key), **extra)
-            body = reply["Body"]
-            try:
-                content: bytes = body.read()
-            finally:
-                body.close()
-            if len(content) != reply["ContentLength"]:
-                raise failures.IncompleteReadError(actual_bytes=len(content), expected_bytes=reply["ContentLength"])
+            content = _body(reply)
+            if not ranged and _differs(reply, content):
+                digest = _md5(content).hex()
+                # The same wrong bytes twice did not change on the way: this server's ETag is no MD5 (it encrypts).
+                if digest not in wrong:
+                    wrong.add(digest)
+                    raise WrongBytesError
             return content
 
         content = self._do("read", key, get)
@@ -92,11 +86,14 @@ class S3Storage:
         return content
 
     def write(self, key: str, content: bytes) -> None:
-        self._do("write", key, lambda: self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=content))
+        request = {"Bucket": self.bucket, "Key": self._full(key), "Body": content, "ContentMD5": _content_md5(content)}
+        self._do("write", key, lambda: self._client.put_object(**request))
 
     def upload(self, key: str, path: Path) -> None:
-        settings = TransferConfig(multipart_threshold=_MULTIPART_BYTES, multipart_chunksize=_MULTIPART_BYTES, max_concurrency=2)
-        self._do("write", key, lambda: self._client.upload_file(str(path), self.bucket, self._full(key), Config=settings))
+        if path.stat().st_size <= _PART_BYTES:
+            self.write(key, path.read_bytes())
+        else:
+            self._do("write", key, lambda: self._upload_parts(self._full(key), path))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
@@ -120,7 +117,9 @@ class S3Storage:
         self._do("delete", key, lambda: self._client.delete_object(Bucket=self.bucket, Key=self._full(key)))
 
     def sub(self, prefix: str) -> S3Storage:
-        return S3Storage(self.bucket, f"{self.prefix}/{prefix.strip('/')}")
+        storage = S3Storage(self.bucket, f"{self.prefix}/{prefix.strip('/')}")
+        storage.retries = self.retries
+        return storage
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
@@ -128,72 +127,90 @@ class S3Storage:
     @property
     def _client(self) -> Any:
         names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-        return _client(os.getpid(), tuple(os.environ.get(name, "") for name in names))
+        return _client(os.getpid(), CONNECT_TIMEOUT_S, READ_TIMEOUT_S, tuple(os.environ.get(name, "") for name in names))
 
     def _do(self, action: str, key: str, call: Callable[[], T]) -> T:
-        """Run `call`, again after transient failures of the body or the server; name what is left."""
-        for left in reversed(range(NUM_TRIES)):
+        """Run `call`, again after transient failures of the way, the body or the server; name what is left."""
+        give_up_at = float("inf")
+        for number in range(1, NUM_TRIES + 1):
             try:
                 return call()
             except Exception as error:
-                if left and _is_transient(error):
-                    logger.warning("object storage: cannot %s now (%s), trying again", action, type(error).__name__)
-                    time.sleep((NUM_TRIES - left) * (0.5 + random.random() / 2))
-                    continue
-                raise self._named(action, key, error) from error
+                reason = retry_reason(error)
+                give_up_at = min(give_up_at, time.monotonic() + RETRY_LIMIT_S)
+                if reason is None or number == NUM_TRIES or time.monotonic() >= give_up_at:
+                    raise named(action, f"{self.url}/{key}" if key else self.url, self.bucket, error, number) from error
+                with _counting:
+                    self.retries[reason] += 1
+                logger.warning("object storage: cannot %s now (%s), trying again", action, reason)
+                time.sleep(min(8.0, 0.25 * 2**number) * (0.5 + random.random() / 2))
         raise AssertionError("unreachable")
 
-    def _named(self, action: str, key: str, error: Exception) -> StorageError:
-        where = f"s3://{self.bucket}"
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "its default endpoint"
-        what = f"Cannot {action} {self.url}/{key}" if key else f"Cannot {action} {self.url}"
-        if isinstance(error, StorageError):
-            return error
-        if isinstance(error, failures.NoCredentialsError | failures.PartialCredentialsError):
-            return StorageError(f"{what}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, then run again.")
-        code = _code(error)
-        if code in {"NoSuchBucket", "InvalidBucketName"}:
-            return StorageError(f"{what}: the bucket {where} does not exist at {endpoint}. Create it or correct the URL, then run again.")
-        if code in {"NoSuchKey", "404"}:
-            return MissingObjectError(f"{what}: there is no such object. Check the URL, or make the data set first.")
-        if code == "InvalidRange":
-            return StorageError(f"{what}: the object is shorter than its index says. Write it again.")
-        if code in _BAD_CREDENTIALS:
-            return StorageError(
-                f"{what}: {endpoint} refused the credentials ({code}). Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-            )
-        if code in {"AccessDenied", "403"}:
-            return StorageError(
-                f"{what}: {endpoint} refused access ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
-            )
-        if isinstance(error, _TRANSIENT):
-            return StorageError(
-                f"{what}: {endpoint} does not answer or breaks off ({NUM_TRIES} tries). "
-                "Start the server or check AWS_ENDPOINT_URL, then run again: finished parts are kept."
-            )
-        if code in _TRANSIENT_CODES or code.startswith("5"):
-            return StorageError(f"{what}: {endpoint} fails ({code}; {NUM_TRIES} tries). Look at the server's disk and log, then run again.")
-        return StorageError(f"{what}: {code or type(error).__name__}. Check AWS_ENDPOINT_URL and the URL, then run again.")
+    def _upload_parts(self, full_key: str, path: Path) -> None:
+        place = {"Bucket": self.bucket, "Key": full_key}
+        client = self._client
+        upload = {**place, "UploadId": client.create_multipart_upload(**place)["UploadId"]}
+        parts: list[dict[str, Any]] = []
+        try:
+            with path.open("rb") as file:
+                while block := file.read(_PART_BYTES):
+                    number = len(parts) + 1
+                    reply = client.upload_part(**upload, PartNumber=number, Body=block, ContentMD5=_content_md5(block))
+                    parts.append({"ETag": reply["ETag"], "PartNumber": number})
+            client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except Exception:
+            try:
+                client.abort_multipart_upload(**upload)
+            except Exception as error:  # The first error is the one to tell; a bucket's lifecycle rule removes what lies around.
+                logger.debug("cannot abort an upload: %s", type(error).__name__)
+            raise
 
 
-def _code(error: Exception) -> str:
-    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, failures.ClientError):
-        error = error.__context__
-    if isinstance(error, failures.ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
-    return ""
+def _body(reply: Mapping[str, Any]) -> bytes:
+    """The whole body of a reply, as long as the reply says.
+
+    Raises
+    ------
+    TimeoutError
+        It trickles.
+    botocore.exceptions.IncompleteReadError, ResponseStreamingError
+        It breaks off.
+    """
+    size = reply["ContentLength"]
+    deadline = time.monotonic() + READ_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
+    blocks = []
+    with closing(reply["Body"]) as body:
+        for block in body.iter_chunks(_BLOCK_BYTES):
+            blocks.append(block)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+    content = b"".join(blocks)
+    if len(content) != size:
+        raise failures.IncompleteReadError(actual_bytes=len(content), expected_bytes=size)
+    return content
 
 
-def _is_transient(error: Exception) -> bool:
-    return isinstance(error, _TRANSIENT) or _code(error) in _TRANSIENT_CODES
+def _differs(reply: Mapping[str, Any], content: bytes) -> bool:
+    """Whether the reply's ETag is an MD5 (it is not for objects in parts) and not that of `content`."""
+    etag = _MD5.fullmatch(reply.get("ETag", ""))
+    return etag is not None and etag[1] != _md5(content).hex()
+
+
+def _md5(content: bytes) -> bytes:
+    # S3's own checksum of bodies: it guards against damage, not against people.
+    return hashlib.md5(content, usedforsecurity=False).digest()
+
+
+def _content_md5(content: bytes) -> str:
+    return base64.b64encode(_md5(content)).decode()
 
 
 @functools.lru_cache(maxsize=8)
-def _client(pid: int, environment: tuple[str, ...]) -> Any:
+def _client(pid: int, connect_timeout_s: float, read_timeout_s: float, environment: tuple[str, ...]) -> Any:
     """One client per process and set of credentials: making one costs a tenth of a second, and forks must not share sockets."""
     config = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
         # `_do` retries, bodies included; botocore's own retries on top would multiply the wait.
         retries={"mode": "standard", "total_max_attempts": 1},
         request_checksum_calculation="when_required",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Storage(Protocol):
     """Objects under one root. Writes are atomic: a reader sees the old object, the new one, or none. Instances can be pickled."""
 
     url: str
+    retries: Counter[str]
+    """Calls and reads that were tried again, by reason; those of `sub` storages count here too."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes [start, end) of an object; exactly as many as asked for.
@@ -122,6 +125,7 @@ class FolderStorage:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root.expanduser()))
         self.url = str(self.root)
+        self.retries: Counter[str] = Counter()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         path = self._path(key)
@@ -169,7 +173,9 @@ class FolderStorage:
             path.unlink(missing_ok=True)
 
     def sub(self, prefix: str) -> FolderStorage:
-        return FolderStorage(self._path(prefix.strip("/")) if prefix.strip("/") else self.root)
+        storage = FolderStorage(self._path(prefix.strip("/")) if prefix.strip("/") else self.root)
+        storage.retries = self.retries
+        return storage
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
