@@ -256,6 +256,7 @@ def _repelling_pairs() -> tuple[list[int], list[int]]:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _order_tables() -> tuple[Tensor, Tensor]:
     """([R, 3] leaf of the lesser coordinate, of the greater, axis; [L, 2] leaves level with each other)."""
     signed, level = [], []
@@ -271,6 +272,7 @@ def _order_tables() -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _chart_residual_maker() -> Tensor:
     """[M, M] I - H: takes centroids to what no affine map of the chart explains."""
     design_M3 = torch.cat((torch.tensor(CHART, dtype=torch.float64), torch.ones(len(CHART), 1, dtype=torch.float64)), dim=1)
@@ -279,6 +281,7 @@ def _chart_residual_maker() -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _leaf_means() -> Tensor:
     """[7, M] averages the leaves below each inner node."""
     rows = [[float(leaf in leaves_below(node)) for leaf in LEAVES] for node in INNER_NODES]

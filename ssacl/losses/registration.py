@@ -55,6 +55,7 @@ def lay_drawing(pose_B23: Tensor, grid: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _fitter() -> Tensor:
     """[3, M] pseudo-inverse of the chart's homogeneous points."""
     chart = torch.tensor(CHART, dtype=torch.float64)
@@ -63,6 +64,7 @@ def _fitter() -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _drawing() -> Tensor:
     """[1, G, R, R] the raster, smoothed by a pixel so that sampling does not alias."""
     smoothed: Tensor = functional.avg_pool2d(torch.from_numpy(drawn_nodes())[None], 3, 1, 1)

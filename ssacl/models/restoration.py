@@ -56,6 +56,7 @@ def _level(parents: list[str]) -> _Level:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # Training may take what inference has cached.
 def _levels(recursive: bool, device: torch.device) -> tuple[_Level, ...]:
     if not recursive:
         levels = [list(INNER_NODES)]
