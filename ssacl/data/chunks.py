@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ssacl.anatomy import FINDINGS, FindingStatus
@@ -146,6 +145,7 @@ def _count(counts: dict[str, Counter[str]], sample: Sample) -> None:
         "source": [str(sample.provenance["source"])],
         "report": [text],
         "polarity": ["corrected"] if sample.provenance["polarity_corrected"] else [],
+        "burned_in_text": [str(sample.provenance["burned_in"])] if sample.provenance["burned_in"] else [],
     }
     for kind, items in values.items():
         counts.setdefault(kind, Counter()).update(items)
@@ -158,14 +158,7 @@ def joined_hash(values: Iterable[str]) -> str:
 
 def _study_mark(study: Study) -> str:
     """Changes when a study's content does; where its files lie does not matter."""
-    sizes = [len(image.content) if image.content is not None else _size(image.path) for image in study.images]
+    sizes = [image.size for image in study.images]
     views = [image.view for image in study.images]
     values = [study.patient_id, study.report, study.licence, sorted(study.labels.items()), sizes, views]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _size(path: Path | None) -> int:
-    try:
-        return path.stat().st_size if path else -1
-    except OSError:
-        return -1
