@@ -34,16 +34,18 @@ _TABLE = "dicomfields_2026c"
 _MAX_SHIFT_DAYS = 3650
 _SHIFTED = {"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "InstanceCreationDate"}
 _TIMES = {"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime", "InstanceCreationTime"}
-_KEPT = set(
-    "SpecificCharacterSet ImageType SOPClassUID Modality PresentationIntentType ConversionType BodyPartExamined ViewPosition KVP Exposure "
-    "ExposureTime XRayTubeCurrent DistanceSourceToDetector DistanceSourceToPatient ImagerPixelSpacing PixelSpacing PixelAspectRatio "
-    "PixelSpacingCalibrationType InstanceNumber SeriesNumber PatientOrientation ImageLaterality Laterality SamplesPerPixel "
-    "PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
-    "SmallestImagePixelValue LargestImagePixelValue PixelPaddingValue PixelPaddingRangeLimit PixelIntensityRelationship "
-    "PixelIntensityRelationshipSign WindowCenter WindowWidth VOILUTFunction RescaleIntercept RescaleSlope RescaleType LossyImageCompression "
-    "LossyImageCompressionRatio LossyImageCompressionMethod PresentationLUTShape PixelData FieldOfViewShape FieldOfViewRotation "
-    "FieldOfViewHorizontalFlip PatientSpeciesDescription NumberOfFrames VOILUTSequence ModalityLUTSequence LUTDescriptor LUTData "
-    "ModalityLUTType".split()
+_KEPT = frozenset(
+    """
+    SpecificCharacterSet ImageType SOPClassUID Modality PresentationIntentType ConversionType BodyPartExamined ViewPosition KVP
+    Exposure ExposureTime XRayTubeCurrent DistanceSourceToDetector DistanceSourceToPatient ImagerPixelSpacing PixelSpacing
+    PixelAspectRatio PixelSpacingCalibrationType InstanceNumber SeriesNumber PatientOrientation ImageLaterality Laterality
+    SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
+    SmallestImagePixelValue LargestImagePixelValue PixelPaddingValue PixelPaddingRangeLimit PixelIntensityRelationship
+    PixelIntensityRelationshipSign WindowCenter WindowWidth VOILUTFunction RescaleIntercept RescaleSlope RescaleType
+    LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod PresentationLUTShape PixelData FieldOfViewShape
+    FieldOfViewRotation FieldOfViewHorizontalFlip PatientSpeciesDescription NumberOfFrames VOILUTSequence ModalityLUTSequence
+    LUTDescriptor LUTData ModalityLUTType
+    """.split()  # noqa: SIM905
 )
 
 
@@ -155,7 +157,7 @@ def _clean(ds: Dataset, secret: str, shift_days: int) -> None:
 
 @functools.cache
 def _actions() -> dict[tuple[int, int], str]:
-    """Attribute -> its action in the profile's table, by the names of the library: "X_TAGS" remove, "Z_TAGS" empty, "U_TAGS" new UID, ..."""
+    """Attribute -> its action in the profile's table, by the library's names: "X_TAGS" remove, "Z_TAGS" empty, "U_TAGS" new UID, ..."""
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 
     table = dicom_anonymization_database_selector(_TABLE)

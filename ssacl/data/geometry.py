@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -37,8 +37,7 @@ def upright(pixels: Grey, ds: Dataset, *, lateral: bool) -> Grey:
     if row_axis == "y":
         row_sign, column_sign = column_sign, row_sign
     turned = pixels.T if row_axis == "y" else pixels
-    placed: Grey = np.ascontiguousarray(turned[::column_sign, ::row_sign])
-    return placed
+    return cast(Grey, np.ascontiguousarray(turned[::column_sign, ::row_sign]))
 
 
 def is_turned(ds: Dataset) -> bool:

@@ -30,6 +30,8 @@ MAX_INSTANCES = 1000
 """Of one study. Radiographs come in ones and twos."""
 _TIMEOUT_S = 30.0
 _BODY_TIMEOUT_S = 300.0
+_MAX_ANSWER_BYTES = 64 << 20
+_TOO_LARGE = 413
 _MODALITIES = ("CR", "DX", "RG")
 _STUDY_UID, _SERIES_UID, _INSTANCE_UID, _PATIENT_ID, _MODALITY, _MODALITIES_IN_STUDY = (
     "0020000D",
@@ -93,26 +95,27 @@ def query_dicomweb(url: str, options: SourceOptions) -> Iterator[Study]:
 
 def _studies(url: str, query: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Study and patient of every radiography study, each once."""
-    client = _client(url, 64 << 20)
+    client = _client(url, _MAX_ANSWER_BYTES)
     seen: set[str] = set()
-    for modality in _MODALITIES:
-        filters = {"ModalitiesInStudy": modality} | query
-        for offset in itertools.count(0, PAGE_SIZE):
-            search = functools.partial(client.search_for_studies, limit=PAGE_SIZE, offset=offset, search_filters=filters)
-            page = _asked(url, search)
-            new = [item for item in page if _value(item, _STUDY_UID) not in seen]
-            for item in new:
-                seen.add(uid := _value(item, _STUDY_UID))
-                modalities = item.get(_MODALITIES_IN_STUDY, {}).get("Value") or _MODALITIES
-                if uid and set(modalities) & set(_MODALITIES):
-                    yield uid, _value(item, _PATIENT_ID) or uid
-            # A server that knows no offset sends the first page again, for ever.
-            if len(page) < PAGE_SIZE or not new:
-                break
+    for offset in itertools.count(0, PAGE_SIZE):
+        search = functools.partial(
+            client.search_for_studies, limit=PAGE_SIZE, offset=offset, fields=["ModalitiesInStudy"], search_filters=query
+        )
+        page = _asked(url, search)
+        new = [item for item in page if _value(item, _STUDY_UID) not in seen]
+        for item in new:
+            seen.add(uid := _value(item, _STUDY_UID))
+            # Asked for here, not of the server: Orthanc 1.10 loses every page but the first when it filters by modality.
+            modalities = item.get(_MODALITIES_IN_STUDY, {}).get("Value") or _MODALITIES
+            if uid and set(modalities) & set(_MODALITIES):
+                yield uid, _value(item, _PATIENT_ID) or uid
+        # A server that knows no offset sends the first page again, for ever.
+        if len(page) < PAGE_SIZE or not new:
+            return
 
 
 def _study(url: str, uid: str, patient: str) -> Study:
-    client = _client(url, 64 << 20)
+    client = _client(url, _MAX_ANSWER_BYTES)
     found = _asked(url, lambda: client.search_for_instances(uid, limit=MAX_INSTANCES, fields=["Modality", "SeriesInstanceUID"]))
     radiographs = [item for item in found if _value(item, _MODALITY) in {*_MODALITIES, ""}]
     images = [WadoImage(url, uid, _value(item, _SERIES_UID), _value(item, _INSTANCE_UID)) for item in radiographs]
@@ -128,7 +131,7 @@ def _value(item: dict[str, Any], tag: str) -> str:
 def _asked(url: str, ask: Callable[[], Result], is_picture: bool = False) -> Result:
     """What the server answers, or a named error that quotes neither its text nor what was asked for."""
     import requests
-    from retrying import RetryError  # type: ignore[import-untyped]
+    from retrying import RetryError
 
     try:
         return ask()
@@ -136,14 +139,14 @@ def _asked(url: str, ask: Callable[[], Result], is_picture: bool = False) -> Res
         status = error.response.status_code if error.response is not None else 0
         if is_picture and status in {404, 410}:
             raise FileNotFoundError from None
+        if is_picture and status == _TOO_LARGE:
+            raise RefusedImageError("too_large") from None
         hint = (
             "Set DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN" if status in {401, 403} else "Check the URL and the server's log"
         )
         raise StorageError(f"The DICOMweb server at {url} answers {status}. {hint}, then run again.") from None
     except (requests.RequestException, RetryError, TimeoutError) as error:
         problem = f"cannot be reached ({type(error).__name__})"
-    except RefusedImageError:
-        raise
     # What the client raises on an answer that is not DICOMweb differs from one damage to the next.
     except Exception:
         if is_picture:
@@ -165,9 +168,14 @@ def _client(url: str, limit: int) -> DICOMwebClient:
         started, body = time.monotonic(), bytearray()
         for block in response.iter_content(1 << 20):
             body += block
-            if len(body) > limit or time.monotonic() - started > _BODY_TIMEOUT_S:
+            if time.monotonic() - started > _BODY_TIMEOUT_S:
                 response.close()
-                raise RefusedImageError("too_large") if len(body) > limit else TimeoutError
+                raise TimeoutError
+            if len(body) > limit:
+                response.close()
+                # Not raised: the client would ask again.
+                response.status_code, body = _TOO_LARGE, bytearray()
+                break
         response._content = bytes(body)
         return response
 
@@ -177,4 +185,6 @@ def _client(url: str, limit: int) -> DICOMwebClient:
         session.headers["Authorization"] = f"Bearer {token}"
     elif user:
         session.auth = (user, os.environ.get("DICOMWEB_PASSWORD", ""))
-    return DICOMwebClient(url, session=session, callback=bounded, timeout=_TIMEOUT_S)
+    client = DICOMwebClient(url, session=session, callback=bounded, timeout=_TIMEOUT_S)
+    client.set_http_retry_params(max_attempts=4, wait_exponential_multiplier=250)
+    return client
