@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ssacl.data.dicom_guard import inflates_beyond, is_dicom
+from ssacl.data.dicom_guard import MAX_INFLATED_BYTES, inflates_beyond, is_dicom
 from ssacl.data.quiet import quiet_loggers
 from ssacl.errors import ConfigError
 
@@ -57,7 +57,7 @@ _IDS = (
 )
 _PRIVATE_VRS = {"AE", "CS", "IS", "LO", "LT", "SH", "ST", "UC", "UI", "UR", "UT"}
 _CODE = re.compile(r"(?=.*\d)\S{6,64}")
-_MAX_HEADER_BYTES = 400 << 20
+_MAX_HEAD_BYTES = 16 << 20
 
 
 def keyed_hash(secret: str, kind: str, value: str) -> str:
@@ -116,7 +116,7 @@ def checked_secret(secret: str) -> str:
 
 def patient_id_in(head: bytes) -> str:
     """PatientID in the first bytes of a DICOM file; "" where there is none or it cannot be read. Never to be stored: hash it."""
-    if not is_dicom(head) or inflates_beyond(head, _MAX_HEADER_BYTES):
+    if not is_dicom(head) or inflates_beyond(head, _MAX_HEAD_BYTES):
         return ""
     from pydicom.filereader import read_partial
 
@@ -131,7 +131,7 @@ def patient_id_in(head: bytes) -> str:
 
 def identifiers_in(content: bytes) -> frozenset[str]:
     """What a DICOM header holds that may stand in a report: names of people at any depth, ids, places, dates. Empty for other files."""
-    if not is_dicom(content) or inflates_beyond(content, _MAX_HEADER_BYTES):
+    if not is_dicom(content) or inflates_beyond(content, MAX_INFLATED_BYTES):
         return frozenset()
     import pydicom
 

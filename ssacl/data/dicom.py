@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssacl.data.burned_in import Box, blanked, text_boxes
-from ssacl.data.dicom_guard import codestream_size, has_too_many_scans, inflates_beyond, is_dicom
+from ssacl.data.dicom_guard import MAX_INFLATED_BYTES, codestream_size, has_too_many_scans, inflates_beyond, is_dicom
 from ssacl.data.geometry import is_turned, pixel_aspect, pixel_spacing, squared, upright
 from ssacl.data.polarity import is_inverted
 from ssacl.data.quiet import quiet_loggers
@@ -179,7 +179,7 @@ def _read_file(content: bytes, bits: int) -> Picture:
 def _read_dicom(content: bytes, keep_lateral: bool, bits: int, correct_polarity: bool) -> Picture:
     import pydicom
 
-    if inflates_beyond(content, 2 * MAX_BYTES):
+    if inflates_beyond(content, MAX_INFLATED_BYTES):
         raise RefusedImageError("too_large")
     # The size is read before the pixels: a header may promise more than the memory holds.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

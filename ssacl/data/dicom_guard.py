@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterator
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
+MAX_INFLATED_BYTES = 250 << 20
+"""Of a deflated data set: the largest picture that is read, and its header."""
 MAX_SCANS = 100
 """Of a progressive JPEG. Encoders write about ten; each costs a pass over the picture."""
 _LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN", b"SV", b"UV"}
@@ -41,12 +43,13 @@ def inflates_beyond(content: bytes, limit: int) -> bool:
         # An unreadable meta group that still names the syntax: pydicom might find its way, and nobody knows into what.
         return syntax == "" and DEFLATED.encode() in content[:4096]
     inflater, total, waiting = zlib.decompressobj(-zlib.MAX_WBITS), 0, content[start:]
-    while waiting and not inflater.eof:
-        total += len(inflater.decompress(waiting, _BLOCK))
-        waiting = inflater.unconsumed_tail
-        if total > limit:
-            return True
-    return False
+    try:
+        while waiting and not inflater.eof and total <= limit:
+            total += len(inflater.decompress(waiting, _BLOCK))
+            waiting = inflater.unconsumed_tail
+    except zlib.error:
+        pass  # Who reads the file finds the damage at the same place, and names it.
+    return total > limit
 
 
 def codestream_size(frame: bytes) -> tuple[int, int] | None:

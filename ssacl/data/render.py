@@ -89,9 +89,7 @@ def is_grey(values: NDArray[Any]) -> bool:
 
 
 def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], bits: int) -> Grey:
-    from pydicom.pixels import apply_modality_lut
-
-    modal = np.asarray(apply_modality_lut(used.astype(stored.dtype), ds))
+    modal = _modal(ds, used)
     if ds.get("VOILUTSequence") or ("WindowCenter" in ds and "WindowWidth" in ds):
         try:
             table = _scaled(*_windowed(ds, modal), bits)
@@ -100,38 +98,49 @@ def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], b
         # A window beside the values makes a picture of one or two greys: do not believe it.
         if table is not None and len(np.unique(table)) >= min(_MIN_LEVELS, len(used)):
             return table
-    values = modal.astype(np.float64)
-    if stored.dtype.itemsize == 1 and bool((values == used).all()):
+    if stored.dtype.itemsize == 1 and bool((modal == used).all()):
         levels = 1 << min(8, int(ds.BitsStored))
-        return _scaled(values, 0, levels - 1, bits) if stored.dtype.kind == "u" else _scaled(values, -levels / 2, levels / 2 - 1, bits)
+        return _scaled(modal, 0, levels - 1, bits) if stored.dtype.kind == "u" else _scaled(modal, -levels / 2, levels / 2 - 1, bits)
     counts = np.zeros(len(used), dtype=np.int64)
     for rows in _blocks(stored):
         counts += np.bincount((stored[rows].astype(np.int64) - used[0]).ravel(), minlength=len(used))
     counts[_padding(ds, used)] = 0
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(modal, kind="stable")
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
     low, high = np.searchsorted(share, [_CLIPPED_PERCENT / 100, 1 - _CLIPPED_PERCENT / 100])
-    return _scaled(values, float(values[order[low]]), float(values[order[min(high, len(order) - 1)]]), bits)
+    return _scaled(modal, float(modal[order[low]]), float(modal[order[min(high, len(order) - 1)]]), bits)
 
 
-def _windowed(ds: Dataset, modal: NDArray[Any]) -> tuple[NDArray[np.float64], float, float]:
+def _windowed(ds: Dataset, modal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
     """Values after the VOI LUT, else the first window, and what is black and white in them."""
     from pydicom.pixels import apply_windowing
 
     if ds.get("VOILUTSequence"):
-        return _looked_up(ds, modal)
+        shown, top = _looked_up(ds, ds.VOILUTSequence[0], modal)
+        return shown, 0.0, top
     # The ends of the output range depend on bits, sign and slope: two values far outside of the window show them.
-    shown = np.asarray(apply_windowing(np.append(modal.astype(np.float64), [-1e9, 1e9]), ds))
+    shown = np.asarray(apply_windowing(np.append(modal, [-1e9, 1e9]), ds))
     return shown[:-2], float(shown[-2]), float(shown[-1])
 
 
-def _looked_up(ds: Dataset, modal: NDArray[Any]) -> tuple[NDArray[np.float64], float, float]:
-    """Values after the first VOI LUT (PS3.3 C.11.2.1.1). pydicom's own wraps values around where entries have fewer bits than pixels."""
-    item = ds.VOILUTSequence[0]
+def _modal(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Stored values after the modality LUT or rescale (PS3.3 C.11.1)."""
+    if ds.get("ModalityLUTSequence"):
+        return _looked_up(ds, ds.ModalityLUTSequence[0], used.astype(np.float64))[0]
+    slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+    modal = used.astype(np.float64)
+    return modal if slope is None or intercept is None else modal * float(slope) + float(intercept)
+
+
+def _looked_up(ds: Dataset, item: Dataset, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """`values` after a LUT, and its largest output (PS3.3 C.11.1.1.1, C.11.2.1.1).
+
+    pydicom's own stops at modality LUTs of other depths than 8 and 16, and wraps around where VOI LUTs have fewer bits than pixels.
+    """
     length, first, bits_per_entry = (int(value) for value in item.LUTDescriptor)
     length = length or 1 << 16
     # The descriptor's VR may say unsigned of a signed value.
-    first -= (1 << 16) if first >= 1 << 15 and modal.min() < 0 else 0
+    first -= (1 << 16) if first >= 1 << 15 and values.min() < 0 else 0
     data = item.LUTData
     if isinstance(data, bytes):
         little = ds.file_meta.TransferSyntaxUID.is_little_endian
@@ -141,8 +150,8 @@ def _looked_up(ds: Dataset, modal: NDArray[Any]) -> tuple[NDArray[np.float64], f
         entries = np.asarray(data)[:length]
     if len(entries) != length or not 8 <= bits_per_entry <= 16:
         raise ValueError
-    index = np.clip(np.floor(modal.astype(np.float64)) - first, 0, length - 1).astype(np.int64)
-    return entries[index].astype(np.float64), 0.0, float((1 << bits_per_entry) - 1)
+    index = np.clip(np.floor(values) - first, 0, length - 1).astype(np.int64)
+    return entries[index].astype(np.float64), float((1 << bits_per_entry) - 1)
 
 
 def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:

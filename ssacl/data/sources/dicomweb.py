@@ -86,10 +86,9 @@ def query_dicomweb(url: str, options: SourceOptions) -> Iterator[Study]:
     found = itertools.islice(_studies(url, options.query), options.max_studies)
     first = next(found, None)
     if first is None:
-        asked = ", ".join(f"{name}={value}" for name, value in options.query.items())
-        raise DataError(
-            f"The server at {url} has no {'/'.join(_MODALITIES)} study{' with ' + asked if asked else ''}. Check URL and query."
-        )
+        # The names only: a query may hold a patient's.
+        asked = f" that matches {', '.join(options.query)}" if options.query else ""
+        raise DataError(f"The server at {url} has no {'/'.join(_MODALITIES)} study{asked}. Check the URL and --query.")
     return (_study(url, uid, patient) for uid, patient in itertools.chain([first], found))
 
 
