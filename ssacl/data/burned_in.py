@@ -41,16 +41,19 @@ def text_boxes(pixels: Grey) -> list[Box]:
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX, reducing_gap=1.0)
     small = np.asarray(image, dtype=np.int16)
     across, down = np.diff(small, axis=1), np.diff(small, axis=0)
-    dense = np.ones((small.shape[0] // _CELL_PX, small.shape[1] // _CELL_PX), dtype=bool)
-    for edges in (across > _EDGE, across < -_EDGE, down > _EDGE, down < -_EDGE):
-        dense &= _per_cell(edges, dense.shape) >= _MIN_EDGES
+    shape = (small.shape[0] // _CELL_PX, small.shape[1] // _CELL_PX)
+    edges = (across > _EDGE, across < -_EDGE, down > _EDGE, down < -_EDGE)
+    fewest = np.min([_per_cell(each, shape) for each in edges], axis=0)
+    dense = fewest >= _MIN_EDGES
     if not dense.any():
         return []
-    # A blank cell between two words does not end a line.
-    lines, count = ndimage.label(ndimage.binary_closing(np.pad(dense, 2), np.ones((1, 3)))[2:-2, 2:-2])
+    # Thin letters and the space between two words do not end a line that dense ones make certain.
+    strokes = ndimage.binary_closing(np.pad(fewest >= 1, 3), np.ones((1, 5)))[3:-3, 3:-3]
+    lines, count = ndimage.label(strokes)
     boxes = []
-    for rows, columns in ndimage.find_objects(lines, count):
-        if columns.stop - columns.start >= _MIN_CELLS and columns.stop - columns.start >= rows.stop - rows.start:
+    for number, (rows, columns) in enumerate(ndimage.find_objects(lines, count), start=1):
+        is_wide = columns.stop - columns.start >= max(_MIN_CELLS, rows.stop - rows.start)
+        if is_wide and int(dense[lines == number].sum()) >= _MIN_CELLS:
             left, top = (columns.start - 1) * _CELL_PX, (rows.start - 1) * _CELL_PX
             right, bottom = (columns.stop + 1) * _CELL_PX, (rows.stop + 1) * _CELL_PX
             corners = (

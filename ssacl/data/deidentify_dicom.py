@@ -20,14 +20,14 @@ import numpy as np
 
 from ssacl.data.burned_in import blanked, text_boxes
 from ssacl.data.deidentify import keyed_hash, quietly
-from ssacl.data.dicom import MAX_BYTES, read_picture
+from ssacl.data.dicom import MAX_BYTES, known_view, read_picture
 from ssacl.data.refusals import RefusedImageError
 from ssacl.data.render import render, stored_values
 from ssacl.data.sources.place import SourcePlace
 from ssacl.data.storage import open_storage
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom import DataElement, Dataset
 
 METHOD = "PS3.15 basic profile, modified dates; ssacl"
 _TABLE = "dicomfields_2026c"
@@ -36,17 +36,26 @@ _SHIFTED = {"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "Acquis
 _TIMES = {"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime", "InstanceCreationTime"}
 _KEPT = frozenset(
     """
-    SpecificCharacterSet ImageType SOPClassUID Modality PresentationIntentType ConversionType BodyPartExamined ViewPosition KVP
+    ImageType SOPClassUID Modality PresentationIntentType ConversionType BodyPartExamined ViewPosition KVP
     Exposure ExposureTime XRayTubeCurrent DistanceSourceToDetector DistanceSourceToPatient ImagerPixelSpacing PixelSpacing
     PixelAspectRatio PixelSpacingCalibrationType InstanceNumber SeriesNumber PatientOrientation ImageLaterality Laterality
     SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation
     SmallestImagePixelValue LargestImagePixelValue PixelPaddingValue PixelPaddingRangeLimit PixelIntensityRelationship
     PixelIntensityRelationshipSign WindowCenter WindowWidth VOILUTFunction RescaleIntercept RescaleSlope RescaleType
     LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod PresentationLUTShape PixelData FieldOfViewShape
-    FieldOfViewRotation FieldOfViewHorizontalFlip PatientSpeciesDescription NumberOfFrames VOILUTSequence ModalityLUTSequence
+    FieldOfViewRotation FieldOfViewHorizontalFlip NumberOfFrames VOILUTSequence ModalityLUTSequence
     LUTDescriptor LUTData ModalityLUTType
     """.split()  # noqa: SIM905
 )
+_TERMS = frozenset(
+    """
+    ORIGINAL DERIVED PRIMARY SECONDARY FOR_PRESENTATION FOR_PROCESSING CR DX DR RG OT CHEST THORAX L R U B A P F H LF RF LH RH AF PF AH PH
+    DV DI DF WSD SD SI DRW SYN GEOMETRY FIDUCIAL MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_RCT YBR_ICT LINEAR LINEAR_EXACT
+    SIGMOID IDENTITY INVERSE LIN LOG DISP US HU OD UNSPECIFIED YES NO 00 01 ISO_10918_1 ISO_14495_1 ISO_15444_1 RECTANGLE ROUND HEXAGONAL
+    """.split()  # noqa: SIM905
+) | {""}
+"""What a code string that is kept may say. Another value may be anything: it is emptied."""
+_NUMBERS = {"DS", "IS", "US", "SS", "UL", "SL", "FL", "FD", "OB", "OW"}
 
 
 @dataclass(frozen=True)
@@ -83,24 +92,14 @@ def deidentified(content: bytes, secret: str, *, blank_text: bool = False) -> tu
     if not picture.modality:
         raise RefusedImageError("not_dicom")
     with quietly():
-        ds = pydicom.dcmread(io.BytesIO(content), force=True)
-        patient = str(ds.get("PatientID") or ds.get("StudyInstanceUID") or "")
-        is_blanked = bool(blank_text and picture.text_boxes and _blank(ds))
-        kept = copy.deepcopy(ds)
-        _clean(kept, secret, _shift_days(secret, patient))
-        is_flagged = bool(picture.burned_in) and not is_blanked
-        kept.PatientID = keyed_hash(secret, "patient", patient)
-        kept.PatientName = kept.PatientID
-        kept.PatientIdentityRemoved = "YES"
-        kept.DeidentificationMethod = METHOD
-        kept.DeidentificationMethodCodeSequence = _method_codes(is_blanked)
-        kept.BurnedInAnnotation = "YES" if is_flagged else "NO"
-        kept.LongitudinalTemporalInformationModified = "MODIFIED"
-        meta = pydicom.dataset.FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kept.SOPClassUID, kept.SOPInstanceUID
-        meta.TransferSyntaxUID = ds.file_meta.TransferSyntaxUID
-        kept.file_meta, kept.preamble = meta, bytes(128)
-    return kept, is_flagged
+        try:
+            ds = pydicom.dcmread(io.BytesIO(content), force=True)
+            is_blanked = bool(blank_text and picture.text_boxes and _blank(ds))
+            is_flagged = bool(picture.burned_in) and not is_blanked
+            return _rewritten(ds, secret, is_flagged, is_blanked), is_flagged
+        # The picture was read, and the header is too damaged to be written again.
+        except Exception:
+            raise RefusedImageError("unreadable") from None
 
 
 def deidentify_files(source: str | Path, target: str | Path, secret: str, *, blank_text: bool = False) -> DeidentifiedFiles:
@@ -131,10 +130,32 @@ def deidentify_files(source: str | Path, target: str | Path, secret: str, *, bla
     return DeidentifiedFiles(num_written, num_flagged, dict(sorted(refused.items())))
 
 
+def _rewritten(ds: Dataset, secret: str, is_flagged: bool, is_blanked: bool) -> Dataset:
+    import pydicom
+
+    patient, kept = str(ds.get("PatientID") or ds.get("StudyInstanceUID") or ""), copy.deepcopy(ds)
+    _clean(kept, secret, _shift_days(secret, patient))
+    kept.PatientID = kept.PatientName = keyed_hash(secret, "patient", patient)
+    kept.PatientIdentityRemoved = "YES"
+    kept.DeidentificationMethod = METHOD
+    kept.DeidentificationMethodCodeSequence = _method_codes(is_blanked)
+    kept.BurnedInAnnotation = "YES" if is_flagged else "NO"
+    kept.LongitudinalTemporalInformationModified = "MODIFIED"
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = kept.SOPClassUID, kept.SOPInstanceUID
+    meta.TransferSyntaxUID = ds.file_meta.TransferSyntaxUID
+    kept.file_meta, kept.preamble = meta, bytes(128)
+    return kept
+
+
 def _clean(ds: Dataset, secret: str, shift_days: int) -> None:
     actions = _actions()
     for tag in list(ds.keys()):
-        element = ds[tag]
+        try:
+            element = ds[tag]
+        except Exception:  # A damaged value is nobody's; pydicom raises what it likes on one.
+            del ds[tag]
+            continue
         action = actions.get((tag.group, tag.element), "")
         if element.keyword in _SHIFTED:
             element.value = _shifted(str(element.value or ""), shift_days)
@@ -146,6 +167,8 @@ def _clean(ds: Dataset, secret: str, shift_days: int) -> None:
             if element.VR == "SQ":
                 for item in element.value:
                     _clean(item, secret, shift_days)
+            elif element.VR not in _NUMBERS and not _says_a_term(element):
+                element.value = None
         elif element.keyword in _TIMES:
             continue
         elif action.startswith(("Z", "D", "X_Z", "X_D")) and not tag.is_private and element.VR != "SQ":
@@ -153,6 +176,12 @@ def _clean(ds: Dataset, secret: str, shift_days: int) -> None:
             ds[tag] = type(element)(tag, element.VR, None)
         else:
             del ds[tag]
+
+
+def _says_a_term(element: DataElement) -> bool:
+    values = [str(value).strip() for value in (element.value if element.VM > 1 else [element.value])]
+    known = (value.replace(" ", "_") in _TERMS for value in values)
+    return all(known) or (element.keyword == "ViewPosition" and known_view(values[0]) != "")
 
 
 @functools.cache
