@@ -220,6 +220,9 @@ class RunConfig(_Section):
     name: str = Field("ssacl", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="The same name on the same storage resumes.")
     storage_url: str = Field("runs", description="Folder or s3:// prefix for checkpoints and metrics.")
     seed: int = 0
+    init_from: str = Field(
+        "", description="Model folder (or s3:// prefix of one) whose weights and tokenizers the run starts from; empty: from scratch."
+    )
     num_train_workers: int | tuple[int, int] = Field(1, description="Ray Train workers; a pair is an elastic (min, max).")
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False

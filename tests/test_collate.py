@@ -75,13 +75,15 @@ def test_a_row_depends_on_seed_epoch_and_key_only(tokenizers: Tokenizers) -> Non
 
 
 def test_evaluation_is_plain_and_the_same_in_every_epoch(tokenizers: Tokenizers) -> None:
-    make = collator(tokenizers, training=False, augment=AugmentConfig(flip="naive"), lm_max_tokens=2)
+    make = collator(tokenizers, training=False, augment=AugmentConfig(flip="naive"))
     batch = make([sample("a")], 0)
     assert same(batch, make([sample("a")], 7))
     assert tokenizers.lm.decode(batch.report_ids[0]) == FINDING_TEXT + "\n"
     assert tokenizers.lm.decode(batch.prompt_ids[0]) == "Pneumonia, Pleural Effusion\n"
     assert batch.text_ids[0].tolist() == tokenizers.text_ids(FINDING_TEXT)
     assert batch.image[0, 0, 16, 2] > batch.image[0, 0, 16, 28]
+    cut = collator(tokenizers, training=False, lm_max_tokens=2)([sample("a")], 0)
+    assert (cut.report_ids.shape[1], cut.prompt_ids.shape[1]) == (2, 2), "validation fits where training did"
 
 
 def test_prompt_coin_policy_and_no_finding(tokenizers: Tokenizers) -> None:

@@ -70,8 +70,8 @@ class Collator:
     Parameters
     ----------
     training
-        True: augmentation, shuffled and cut sentences, the prompt by a coin, reports cut to `lm_max_tokens`. False: none of these,
-        the prompt always, and the same masks and warps in every epoch.
+        True: augmentation, shuffled and cut sentences, the prompt by a coin. False: none of these, the prompt always, and the same
+        masks and warps in every epoch. Prompts and reports are cut to `lm_max_tokens` in both, so that validation fits where training did.
     """
 
     def __init__(self, config: DataConfig, vision: VisionConfig, tokenizers: Tokenizers, seed: int, training: bool) -> None:
@@ -102,7 +102,7 @@ class Collator:
         rng = self._rng(epoch, sample.key, "prompt")
         # The coin is tossed for every sample, so that the share does not depend on which have labels.
         prompted = rng.random() < self.config.entity_prompt_share or not self.training
-        limit = self.config.lm_max_tokens if self.training else None
+        limit = self.config.lm_max_tokens
         warp = self._rng(epoch, sample.key, "warp")
         angle = math.radians(self.config.warp_rotate_deg)
         reach = np.array([angle, self.config.warp_log_scale, self.config.warp_shift, self.config.warp_shift])
