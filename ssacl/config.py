@@ -197,7 +197,7 @@ class EngineConfig(_Section):
     offload: Literal["none", "cpu"] = "none"
     micro_batch_size: Count = Field(32, description="Samples per rank and forward pass.")
     accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")
-    compile: bool = Field(False, description="torch.compile the encoders.")
+    compile: bool = Field(False, description="torch.compile the blocks of encoder and pixel decoder.")
 
 
 class StageConfig(_Section):

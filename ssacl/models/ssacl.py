@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STAGES = ("contrastive", "generation", "joint", "findings")
+_RECOMPILE_LIMIT = 32
 RAMPED = (
     *("equivariance", "centroid", "slots", "compactness", "order"),
     *("layout_chart", "pose_range", "mean_layout", "shape", "hierarchy"),
@@ -254,6 +255,16 @@ class SSACL(nn.Module):
         hidden = self.language(kept, mask.gather(1, slots), slots)
         logits = self.language.logits(hidden[predicts.gather(1, slots)])
         return published.language_model(logits, text.ids_BL[text.is_report_BL], global_mean=not self.official)
+
+    def compile_blocks(self) -> None:
+        """Compile each transformer block of the encoder and the pixel decoder, in place: names and state dict stay as they are.
+
+        Blocks of one shape share their code, so that the wait at the first step is that of a few blocks, not of the whole step.
+        """
+        # One for each number of tokens, readers and mask, in both modes: more than torch's default of 8.
+        torch._dynamo.config.recompile_limit = max(_RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile()
 
     # Inference
 
