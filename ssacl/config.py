@@ -223,6 +223,9 @@ class RunConfig(_Section):
     init_from: str = Field(
         "", description="Model folder (or s3:// prefix of one) whose weights and tokenizers the run starts from; empty: from scratch."
     )
+    init_encoder_from: str = Field(
+        "", description="MAE ViT checkpoint (.pth file) whose encoder the run starts from; empty: from scratch, or init_from's."
+    )
     num_train_workers: int | tuple[int, int] = Field(1, description="Ray Train workers; a pair is an elastic (min, max).")
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False

@@ -20,7 +20,7 @@ from ssacl.training.checkpoint import load_model_folder, save_model_folder
 from ssacl.training.loop import train
 from ssacl.training.released import export_checkpoint
 from ssacl.training.reporter import LogReporter
-from ssacl.training.start import run_tokenizers, start_from
+from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
 
 CONTRASTIVE = [{"kind": "contrastive", "num_steps": 1}]
 
@@ -83,6 +83,29 @@ def test_what_does_not_fit_is_named(data: Path, tmp_path: Path, folder: Path, ca
     save_file(weights, folder / "model.safetensors", metadata={"tied": "{}"})
     with pytest.raises(CheckpointError, match=message):
         start_from(_model(tiny_config(data, tmp_path), data, 6), str(folder))
+
+
+def test_an_encoder_of_masked_image_pretraining_is_taken_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    model, source = (_model(tiny_config(data, tmp_path), data, seed) for seed in (6, 7))
+    names = {"encoder.patch_embed.": "patch_embed.proj.", "encoder.": ""}
+    mae = {}
+    for name, value in source.state_dict().items():
+        ours = next((prefix for prefix in names if name.startswith(prefix)), None)
+        if ours is not None:
+            mae[names[ours] + name.removeprefix(ours)] = value
+    others = {"decoder_embed.weight": torch.ones(5, 5), "mask_token": torch.ones(1, 1, 5), "head.weight": torch.ones(3, 3)}
+    torch.save({"model": {**mae, **others}}, tmp_path / "mae.pth")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start_encoder_from(model, str(tmp_path / "mae.pth"))
+    for name, value in model.state_dict().items():
+        expected = source.state_dict()[name] if name.startswith("encoder.") else before[name]
+        assert torch.equal(value, expected), name
+    torch.save({name: value for name, value in mae.items() if name != "cls_token"}, tmp_path / "mae.pth")
+    with pytest.raises(CheckpointError, match="1 tensors missing: cls_token"):
+        start_encoder_from(model, str(tmp_path / "mae.pth"))
+    torch.save({**mae, "norm.weight": torch.full_like(mae["norm.weight"], torch.inf)}, tmp_path / "mae.pth")
+    with pytest.raises(CheckpointError, match=r"not finite \(first: encoder\.norm\.weight\)"):
+        start_encoder_from(model, str(tmp_path / "mae.pth"))
 
 
 def test_tokenizers_are_the_folders_and_others_are_refused(data: Path, tmp_path: Path, folder: Path) -> None:

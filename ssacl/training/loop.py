@@ -43,7 +43,7 @@ from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.stages import StagePlan, plan_stages
-from ssacl.training.start import run_tokenizers, start_from
+from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ class _Run:
         self.validation: dict[str, Any] = {}
         self.model = self._new_model()
         self.extras = start_from(self.model, config.run.init_from) if config.run.init_from else None
+        if config.run.init_encoder_from:
+            start_encoder_from(self.model, config.run.init_encoder_from)
 
     # -- the run ------------------------------------------------------------------------------------------------------------------
 
@@ -347,6 +349,6 @@ def _settings(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, as a plain tree."""
     tree = config.model_dump(mode="json")
     settings = {name: tree[name] for name in _MUST_AGREE}
-    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from")}
+    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
     settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
     return settings

@@ -1,8 +1,11 @@
-"""Where a run's first weights come from: from scratch, or from a model folder (an imported release, or a model of ours)."""
+"""Where a run's first weights come from: from scratch, from an encoder of masked-image pre-training (MAE), or from a model folder (an
+imported release, or a model of ours).
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -10,11 +13,13 @@ from ssacl.config import Config
 from ssacl.data.storage import Storage, open_storage
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError
-from ssacl.models.official import OWN_PARTS
+from ssacl.models.official import OWN_PARTS, our_name, read_released_file
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import EXTRAS, WEIGHTS, fill, local_folder, read_tensors
 
 logger = logging.getLogger(__name__)
+
+_ENCODER = "encoder."
 
 
 def run_tokenizers(config: Config, data: Storage) -> Tokenizers:
@@ -57,11 +62,7 @@ def start_from(model: SSACL, init_from: str) -> dict[str, Tensor]:
     with local_folder(init_from) as folder:
         tensors = read_tensors(folder / WEIGHTS)
         extras = read_tensors(folder / EXTRAS) if (folder / EXTRAS).exists() else {}
-    bad = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all()))
-    if bad:
-        raise CheckpointError(
-            f"{len(bad)} tensors of {init_from} hold values that are not finite (first: {bad[0]}). Take an earlier checkpoint."
-        )
+    _require_finite(tensors, init_from)
     own = model.state_dict()
     fresh = {name: value for name, value in own.items() if name.startswith(OWN_PARTS) and name not in tensors}
     left = sorted(name for name in tensors if name.startswith(OWN_PARTS) and name not in own)
@@ -72,3 +73,28 @@ def start_from(model: SSACL, init_from: str) -> dict[str, Tensor]:
                 "%s: %d tensors of %s %s", init_from, len(names), ", ".join(sorted({name.partition(".")[0] for name in names})), what
             )
     return extras
+
+
+def start_encoder_from(model: SSACL, path: str) -> None:
+    """Fill the patch encoder from a ViT checkpoint in MAE's layout (a `.pth` file, `{"model": tensors}` or bare tensors).
+
+    Its position table is taken too. Other tensors of the file (MAE's own decoder, a classification head) are left behind: ours differ.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read, a tensor of the encoder is missing, of another shape, or not finite.
+    """
+    state, _ = read_released_file(path)
+    found = {str(our_name(name)): tensor for name, tensor in state.items() if str(our_name(name)).startswith(_ENCODER)}
+    _require_finite(found, path)
+    fill(model.encoder, {name.removeprefix(_ENCODER): tensor for name, tensor in found.items()}, path)
+    logger.info("%s: %d tensors of the encoder taken, %d others left behind", path, len(found), len(state) - len(found))
+
+
+def _require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    bad = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all()))
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} tensors of {source} hold values that are not finite (first: {bad[0]}). Take an earlier checkpoint."
+        )
