@@ -59,10 +59,12 @@ _RULE = re.compile(r"^[ \t]*[_=-]{4,}[ \t]*$", re.M)
 _LIST_NUMBER = re.compile(r"(?:^|(?<=[.;:?!]\s)|(?<=\n)|(?<=[a-z]\.))[ \t]*(?:\(?\d{1,2}[.)](?=\s+\D|[A-Z])|[-*\u2022](?=\s))\s*", re.M)
 _LATER_NUMBER = re.compile(r"(?P<word>[\w.)]+)[ \t]+\(?(?P<number>\d{1,2})[.)]\s+(?=[A-Z])")
 _COUNTED = re.compile(r"(?:grade|stage|type|level|segment|series|image|number|no\.?|day|rib|of|than|to|and|or|about|[tlcx])", re.I)
+_LETTER = re.compile(r"[^\W\d_]")
 _BREAK = re.compile(r"[.!?]+[\"')\]]*(?:\s+|(?<=[a-zX_) ]\.)(?=[A-Z][a-z])|$)|\n+")
 _NEVER_LAST = re.compile(
     r"(?:\b(?:dr|drs|mr|mrs|ms|prof|st|vs|approx|fig|incl|resp|cf|e\.g|i\.e)|\b(?:dr|mr|mrs|ms|prof)\.\s+[a-z])\.$", re.IGNORECASE
 )
+_LONGEST_SHORTENED = 16
 _MAY_GO_ON = re.compile(r"(?:\b(?:a\.m|p\.m|cm|mm|etc|lat|post|ant|inf|sup|pt|pts|ca|[rl])|\bno)\.$", re.IGNORECASE)
 
 # Heart chambers and named vessels keep their name on a mirrored film; the heart's borders are sides of the film.
@@ -172,12 +174,13 @@ def split_sentences(text: str) -> list[str]:
             if before.strip() == "?":
                 continue
             after = text[match.end() : match.end() + 1]
-            if _NEVER_LAST.search(before) or (_MAY_GO_ON.search(before) and (after.islower() or after.isdigit())):
+            last = before[-_LONGEST_SHORTENED:]
+            if _NEVER_LAST.search(last) or (_MAY_GO_ON.search(last) and (after.islower() or after.isdigit())):
                 continue
         sentences.append(text[start : match.end()])
         start = match.end()
     sentences.append(text[start:])
-    return [" ".join(sentence.split()) for sentence in sentences if re.search(r"[^\W\d_]", sentence)]
+    return [" ".join(sentence.split()) for sentence in sentences if _LETTER.search(sentence)]
 
 
 def _split_list(text: str) -> str:
