@@ -72,7 +72,11 @@ class ReportLabels:
 def label_report(findings: str, impression: str = "") -> ReportLabels:
     """Label a report. Sentences are numbered through findings, then impression (as `split_sentences` gives them)."""
     sentences = [*split_sentences(findings), *split_sentences(impression)]
-    mentions = [replace(mention, sentence_index=index) for index, sentence in enumerate(sentences) for mention in _label_sentence(sentence)]
+    mentions = [
+        mention if index == 0 else replace(mention, sentence_index=index)
+        for index, sentence in enumerate(sentences)
+        for mention in _label_sentence(sentence)
+    ]
     status = dict.fromkeys(FINDINGS, FindingStatus.UNMENTIONED)
     for mention in mentions:
         stated = (mention.finding,) if mention.finding is not None else mention.covers if mention.denies_overall else ()
@@ -155,7 +159,7 @@ def _label_clause(clause: str, sentence: str) -> list[Mention]:
 def _find_hits(clause: str) -> list[_Hit]:
     hits: list[_Hit] = []
     for finding, pattern in lexicon.MENTIONS.items():
-        if not any(stem in clause for stem in lexicon.STEMS[finding]):
+        if lexicon.STEMS[finding].search(clause) is None:
             continue
         # One statement per finding and place in a clause: "endotracheal tube tip ... the tube" counts twice, which does no harm.
         found = [_Hit(match.start(), match.end(), finding, FindingStatus.PRESENT) for match in pattern.finditer(clause)]

@@ -74,7 +74,7 @@ MENTIONS: dict[str, re.Pattern[str]] = {
 }
 """Finding -> words that state it when nothing denies or doubts them. "No Finding" has none: it follows from the others."""
 
-STEMS: dict[str, tuple[str, ...]] = {
+_STEMS: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": ("mediastin",),
     "Cardiomegaly": ("cardi", "heart"),
     "Lung Opacity": ("opaci", "infiltrat", "space", "haz", "interstiti", "reticul", "densit", "scar", "peribronch", "glass", "white"),
@@ -93,6 +93,7 @@ STEMS: dict[str, tuple[str, ...]] = {
         *("equipment", "apparatus", "device", "rod", "stimul"),
     ),
 }
+STEMS = {finding: re.compile("|".join(stems)) for finding, stems in _STEMS.items()}
 """Finding -> one of these stands in every mention of it. Looking for them first spares most patterns."""
 
 SOFT_MENTIONS: dict[str, re.Pattern[str]] = {

@@ -57,6 +57,7 @@ _NOT_A_TEXT = re.compile(r"exam|study|procedure|reason|type", re.I)
 _RULE = re.compile(r"^[ \t]*[_=-]{4,}[ \t]*$", re.M)
 
 _LIST_NUMBER = re.compile(r"(?:^|(?<=[.;:?!]\s)|(?<=\n)|(?<=[a-z]\.))[ \t]*(?:\(?\d{1,2}[.)](?=\s+\D|[A-Z])|[-*\u2022](?=\s))\s*", re.M)
+_MAY_BE_A_LIST = re.compile(r"\d[.)]|[-*\u2022]\s")
 _LATER_NUMBER = re.compile(r"(?P<word>[\w.)]+)[ \t]+\(?(?P<number>\d{1,2})[.)]\s+(?=[A-Z])")
 _COUNTED = re.compile(r"(?:grade|stage|type|level|segment|series|image|number|no\.?|day|rib|of|than|to|and|or|about|[tlcx])", re.I)
 _LETTER = re.compile(r"[^\W\d_]")
@@ -165,7 +166,10 @@ def split_sentences(text: str) -> list[str]:
     Survives numbered lists, titles ("Dr."), decimals ("2.5 cm"), times ("3.40 p.m."), a missing space after a full stop
     ("apex.There"), and the de-identification marks `___` and `XXXX`.
     """
-    text = _LIST_NUMBER.sub("\n", _split_list(re.sub(r"[ \t]+", " ", text)))
+    if "  " in text or "\t" in text:
+        text = re.sub(r"[ \t]+", " ", text)
+    if _MAY_BE_A_LIST.search(text):
+        text = _LIST_NUMBER.sub("\n", _split_list(text))
     sentences, start = [], 0
     for match in _BREAK.finditer(text):
         if not match[0].startswith("\n"):
