@@ -27,7 +27,8 @@ _MENTIONS: dict[str, str] = {
     ),
     "Lung Opacity": (
         r"(?<!nodular )opaci(?:ty|ties|fications?|fied)|infiltrat(?:es?|ions?|ive)|air-? ?space (?:disease|process|filling)|hazy|haziness"
-        r"|interstitial (?:and \w+ |pulmonary |lung )?(?:opaci\w+|markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+"
+        r"|interstitial (?:and \w+ |pulmonary |lung )?(?:opaci\w+"
+        r"|markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+"
         r"|(?<!bone )(?<!nodular )densit(?:y|ies)"
         r"|(?<!fibrous )(?<!pleural )scar(?:s|ring)?|peribronchial (?:thickening|cuffing)|ground[- ]glass|whiteout|white-out"
     ),
@@ -39,7 +40,9 @@ _MENTIONS: dict[str, str] = {
     "Edema": (
         r"(?<!subcutaneous )(?<!soft tissue )(?<!tissue )(?<!laryngeal )o?edema|(?:vascular|pulmonary|venous|vessel) congestion"
         r"|congestive (?:heart )?(?:failure|changes?)"
-        r"|(?<!congestive )heart failure|(?<!heart )(?<!respiratory )(?<!renal )(?<!liver )(?<!hardware )failure|chf|cephali[sz]ation|(?:vascular|venous) (?:engorgement|prominence|redistribution|indistinctness)"
+        r"|(?<!congestive )heart failure"
+        r"|(?<!heart )(?<!respiratory )(?<!renal )(?<!liver )(?<!hardware )failure"
+        r"|chf|cephali[sz]ation|(?:vascular|venous) (?:engorgement|prominence|redistribution|indistinctness)"
         r"|kerley|(?:volume|fluid) overload"
         rf"|vascul(?:ature|arity|ar markings){_GAP} (?:congested|engorged|prominent|indistinct)"
     ),
@@ -158,7 +161,8 @@ DOUBT_AFTER = re.compile(
     r"|(?:should|must|to) be (?:considered|excluded))\b|^ ?\?"
 )
 LABELLED = re.compile(
-    r"\b(heart|cardiac silhouette|cardiomediastinal silhouette|mediastin\w+|lungs?|pleura|bon(?:es|y structures)|osseous structures) ?:(?= )"
+    r"\b(heart|cardiac silhouette|cardiomediastinal silhouette|mediastin\w+|lungs?|pleura"
+    r"|bon(?:es|y structures)|osseous structures) ?:(?= )"
 )
 """A part as the header of a line ("heart: enlarged"), which reads like a sentence without its colon."""
 CLAUSE = re.compile(
