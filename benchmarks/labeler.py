@@ -158,7 +158,7 @@ def _sentence(row: dict[str, str], reports: dict[str, dict[str, str]], path: Pat
     uid, _, place = row["sentence"].partition("/")
     field, _, index = place.partition("/")
     texts = split_sentences(reports[uid][field]) if uid in reports and field in ("findings", "impression") else []
-    text = texts[int(index)] if index.isdigit() and int(index) < len(texts) else ""
+    text = texts[int(index)] if index.isdecimal() and int(index) < len(texts) else ""
     if hashlib.sha256(text.encode()).hexdigest()[:16] != row["sha256"]:
         raise DataError(
             f"{path.name}: sentence {row['sentence']} is not the one that was labelled; use the same reports, and label anew where the "

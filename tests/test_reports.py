@@ -133,6 +133,35 @@ def test_sentences(text: str, sentences: list[str]) -> None:
     assert split_sentences(text) == sentences
 
 
+@given(st.text(alphabet="abN .?!:;\n123()-,_X\u2022", max_size=60))
+def test_sentences_lose_no_letter(text: str) -> None:
+    assert [letter for letter in " ".join(split_sentences(text)) if letter.isalpha()] == [letter for letter in text if letter.isalpha()]
+    assert all(sentence == sentence.strip() != "" for sentence in split_sentences(text))
+
+
+BODIES = {
+    "INDICATION": "Fever, rule out pneumonia",
+    "HISTORY": "Old man with: cough",
+    "TECHNIQUE": "PA and lateral views",
+    "COMPARISON": "___ at 3:40 p.m.",
+    "ADDENDUM": "Late note. Told Dr. ___",
+    "RECOMMENDATION(S)": "Chest CT",
+    "NOTIFICATION": "Called by Dr. XXXX",
+}
+
+
+@given(
+    st.permutations([*BODIES, "FINDINGS", "IMPRESSION"]),
+    st.sampled_from([("", ":  ", "\n\n "), (" ", ":\n\n ", "\n\n"), ("", ": ", "\n")]),
+    st.booleans(),
+)
+def test_only_findings_and_impression_are_kept_in_any_order(order: list[str], layout: tuple[str, str, str], lower: bool) -> None:
+    start, colon, gap = layout
+    bodies = BODIES | {"FINDINGS": "Clear lungs. 2.5 cm ___ nodule.", "IMPRESSION": "1. Nodule. 2. No effusion."}
+    text = gap.join(f"{start}{name.title() if lower else name}{colon}{bodies[name]}" for name in order)
+    assert split_sections(text) == Sections("Clear lungs. 2.5 cm ___ nodule.", "1. Nodule. 2. No effusion.")
+
+
 def test_sections_keep_list_items_apart() -> None:
     assert split_sentences(split_sections("IMPRESSION:\n 1. No effusion\n 2. Normal heart\n").impression) == ["No effusion", "Normal heart"]
 
