@@ -3,9 +3,11 @@
 Policy
 ------
 - A mention is PRESENT unless a cue in its clause denies it (ABSENT) or doubts it (UNCERTAIN). Of several cues before it the nearest
-  rules; "no ... to suggest X" denies. "X or Y" and "X versus Y", when affirmed, doubt both. "Unlikely", "resolved", "removed" deny.
-  "Consistent with" and "representing" affirm. "Borderline" and a blunted costophrenic angle are UNCERTAIN; "upper limits of normal"
-  is normal.
+  rules; "no ... to suggest X" denies. "X or Y" and "X versus Y", when affirmed, doubt both. "Unlikely", "resolved", "removed",
+  "rather than X" deny. A list after "differential includes" is doubted whole.
+  "Consistent with" and "representing" affirm. "Borderline" and a blunted costophrenic angle are UNCERTAIN, and so is a deformed rib;
+  "upper limits of normal" is normal. De-identification marks: "XXXX representing X" is doubt, "sternotomy XXXX" are its wires; others say
+  nothing. What an uncertain finding counts as is decided by those who use it (`data.uncertain`, `evaluation.clinical.positives`).
 - "History of X", "evaluate for X" and "to document resolution of X" say nothing of the film.
 - Over a report, and over findings and impression alike: PRESENT beats UNCERTAIN beats ABSENT.
 - Normal statements ("the heart is normal in size", "lungs are clear", "no bony abnormality") deny what `lexicon.COVERED` lists, for the
