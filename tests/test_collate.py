@@ -182,7 +182,7 @@ def test_naive_flip_turns_the_picture_alone_and_unmirrorable_text_stays(tokenize
     assert flipped
     assert torch.equal(batch.report_ids, plain.report_ids)
     assert torch.equal(batch.entities, plain.entities)
-    assert not _flipping(tokenizers, "laterality_swap", "RLL opacity.")[1]
+    assert not _flipping(tokenizers, "laterality_swap", "RML opacity.")[1]
     assert not _flipping(tokenizers, "none", FINDING_TEXT)[1]
 
 
