@@ -46,6 +46,7 @@ class DataConfig(_Section):
     text_max_tokens: Count = Field(100, description="Longest text-encoder input, in tokens.")
     lm_max_tokens: Count = Field(100, description="Longest prompt, and longest report, for the language model in training, in tokens.")
     entity_prompt_share: Fraction = Field(0.5, description="Probability that the entities are put before the report in training.")
+    entity_prompt_coin: Literal["sample", "batch"] = Field("sample", description="What the coin is tossed for; per batch, as released.")
     shuffle_sentences: bool = Field(True, description="Shuffle and randomly truncate the sentences of the contrastive text.")
     uncertain: Literal["present", "absent", "ignore"] = Field("present", description="What an uncertain finding counts as.")
     sections: Literal["findings", "impression", "both"] = Field("both", description="Which report sections are the training text.")

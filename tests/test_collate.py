@@ -91,6 +91,10 @@ def test_prompt_coin_policy_and_no_finding(tokenizers: Tokenizers) -> None:
     share = collator(tokenizers, entity_prompt_share=0.5)(samples, 0).prompt_mask.any(1).float().mean()
     assert 0.35 < share < 0.65
     assert collator(tokenizers, entity_prompt_share=0.0)(samples[:9], 0).prompt_mask.sum() == 0
+    by_batch = collator(tokenizers, entity_prompt_share=0.5, entity_prompt_coin="batch")
+    tossed = [by_batch(samples[i : i + 4], 0).prompt_mask.any(1) for i in range(0, 200, 4)]
+    assert all(bool(rows.all()) or not bool(rows.any()) for rows in tossed)
+    assert 0.25 < torch.stack(tossed).float().mean() < 0.75
     plain = collator(tokenizers, training=False, uncertain="absent")([sample("a"), sample("b", "Normal chest.")], 0)
     prompts = [tokenizers.lm.decode(ids[mask]) for ids, mask in zip(plain.prompt_ids, plain.prompt_mask, strict=True)]
     assert prompts == ["Pleural Effusion\n", "No Finding\n"]

@@ -58,6 +58,8 @@ class Row:
     text: _Text
     text_ids: list[int]
     prompt_ids: list[int]
+    prompted: bool
+    """The coin of this sample."""
     report_ids: list[int]
     mask_noise: NDArray[np.float32]
     warp: NDArray[np.float32]
@@ -111,7 +113,8 @@ class Collator:
             image=square,
             text=text,
             text_ids=self.tokenizers.text_ids(" ".join(self._contrastive(text.sentences, epoch, sample.key)), self.config.text_max_tokens),
-            prompt_ids=text.prompt_ids[:limit] if prompted else [],
+            prompt_ids=text.prompt_ids[:limit],
+            prompted=prompted,
             report_ids=text.report_ids[:limit],
             mask_noise=self._rng(epoch, sample.key, "mask").random(self.vision.num_patches, dtype=np.float32),
             warp=(warp.uniform(-1, 1, 4) * reach).astype(np.float32),
@@ -123,7 +126,9 @@ class Collator:
         if not rows:
             raise DataError("A batch of no samples was asked for; the loader gives at least one.")
         text_ids, text_mask = pad([row.text_ids for row in rows], self.tokenizers.text_pad_id)
-        prompt_ids, prompt_mask = pad([row.prompt_ids for row in rows], self.tokenizers.lm_pad_id)
+        coins = [rows[0].prompted] * len(rows) if self.config.entity_prompt_coin == "batch" else [row.prompted for row in rows]
+        prompts = [row.prompt_ids if coin else [] for row, coin in zip(rows, coins, strict=True)]
+        prompt_ids, prompt_mask = pad(prompts, self.tokenizers.lm_pad_id)
         report_ids, report_mask = pad([row.report_ids for row in rows], self.tokenizers.lm_pad_id)
         places = [(index, *place) for index, row in enumerate(rows) for place in row.text.places]
         sentence_ids, sentence_mask = pad([ids for _, ids, _, _ in places], self.tokenizers.text_pad_id)
