@@ -132,8 +132,14 @@ class ModelConfig(_Section):
     text: TextConfig = TextConfig()
     language: LanguageConfig = LanguageConfig()
     findings_in_prefix: bool = Field(
-        True,
-        description="`paper` wiring: leaf slots of the report's prefix also say which findings show there, so that words get their side.",
+        False,
+        description="`paper` wiring: leaf slots of the report's prefix also say which findings show there, so that words get their side. "
+        "The stage `findings` then comes before `generation`, and the encoder is frozen in it.",
+    )
+    findings_from_pooled: bool = Field(
+        False,
+        description="The findings head reads the encoder's pooled features too, as in the paper's test stage (`official`: always); where "
+        "films are few, they remember films.",
     )
     activation_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
 

@@ -200,8 +200,8 @@ class _Run:
         rows: dict[str, tuple[Any, Any]] = {}
         for _ in range(loader.steps_per_epoch):
             batch = next(batches)
-            logits = self.model.findings_logits(self.model.encode(batch.image.to(self.device)))
-            probability = torch.sigmoid(logits.float()).cpu().double().numpy()
+            read = self.model.findings_read(self.model.encode(batch.image.to(self.device)))
+            probability = read.image_BF.sigmoid().cpu().double().numpy()
             for row, key in enumerate(batch.keys):
                 if bool(batch.has_labels[row]):
                     rows[key] = (probability[row], batch.labels[row].numpy())
