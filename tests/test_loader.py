@@ -13,7 +13,7 @@ from test_collate import VISION, sample
 
 from ssacl.config import DataConfig
 from ssacl.data.collate import Collator
-from ssacl.data.loader import EpochOrder, StreamingLoader, open_split
+from ssacl.data.loader import StreamingLoader, open_split
 from ssacl.data.records import Sample
 from ssacl.data.shards import ShardIndex, ShardWriter
 from ssacl.data.storage import Storage, open_storage
@@ -49,9 +49,15 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 
 def loader(
-    storage: Storage, tokenizers: Tokenizers, split: str = "train", *, training: bool = True, bad: int = 100, **more: object
+    storage: Storage,
+    tokenizers: Tokenizers,
+    split: str = "train",
+    *,
+    training: bool = True,
+    data: dict[str, object] | None = None,
+    **more: object,
 ) -> StreamingLoader:
-    config = DataConfig(max_bad_samples=bad)
+    config = DataConfig(**(data or {}))  # type: ignore[arg-type]
     more = {"num_threads": 0, "micro_batch_size": 2, **more}
     return StreamingLoader(storage, split, Collator(config, VISION, tokenizers, 0, training), **more)  # type: ignore[arg-type]
 
@@ -67,23 +73,6 @@ class KeysOnly(Collator):
 
     def join(self, rows):  # type: ignore[no-untyped-def]
         return list(rows)
-
-
-@given(n=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_the_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
-    order = EpochOrder(n, seed, epoch)
-    assert sorted(order[position] for position in range(n)) == list(range(n))
-
-
-def test_the_order_is_mixed_and_new_in_each_epoch() -> None:
-    n = 1000
-    first, second, other = ([EpochOrder(n, seed, epoch)[i] for i in range(n)] for seed, epoch in ((0, 0), (0, 1), (1, 0)))
-    for order in (first, second, other):
-        # Each tenth of the epoch draws from the whole set: its mean is near the middle (standard error 29).
-        assert all(abs(sum(order[i : i + 100]) / 100 - n / 2) < 145 for i in range(0, n, 100))
-    for left, right in itertools.combinations((first, second, other), 2):
-        assert sum(a == b for a, b in zip(left, right, strict=True)) < 12
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,7 +141,7 @@ def test_global_batches_do_not_depend_on_the_world_size(stored: Storage) -> None
 
 def test_threads_give_the_same_batches_in_order(stored: Storage, tokenizers: Tokenizers) -> None:
     alone = iter(loader(stored, tokenizers, seed=3))
-    threaded = iter(loader(stored, tokenizers, seed=3, num_threads=3, prefetch=5))
+    threaded = iter(loader(stored, tokenizers, seed=3, num_threads=3))
     for _ in range(25):
         one, two = next(alone), next(threaded)
         assert one.keys == two.keys
@@ -162,7 +151,7 @@ def test_threads_give_the_same_batches_in_order(stored: Storage, tokenizers: Tok
 
 
 def test_state_counts_what_was_handed_out_not_what_is_prefetched(stored: Storage, tokenizers: Tokenizers) -> None:
-    each = loader(stored, tokenizers, num_threads=2, prefetch=6)
+    each = loader(stored, tokenizers, num_threads=2)
     way = iter(each)
     for _ in range(3):
         next(way)
@@ -186,7 +175,7 @@ def test_damaged_samples_are_replaced_counted_and_limited(tmp_path: Path, tokeni
     again = [batch.keys for batch, _ in zip(loader(storage, tokenizers, micro_batch_size=4), range(2), strict=False)]
     assert again == [batch.keys for batch in batches]
     with pytest.raises(DataError, match=r"more than data\.max_bad_samples=0"):
-        list(zip(loader(storage, tokenizers, micro_batch_size=4, bad=0), range(2), strict=False))
+        list(zip(loader(storage, tokenizers, micro_batch_size=4, data={"max_bad_samples": 0}), range(2), strict=False))
     with pytest.raises(DataError, match="All 1 samples of a batch are damaged"):
         list(zip(loader(storage, tokenizers, micro_batch_size=1, num_threads=2), range(8), strict=False))
 
@@ -213,7 +202,7 @@ def test_a_missing_shard_stops_the_run(tmp_path: Path, tokenizers: Tokenizers) -
 
 def test_later_epochs_are_read_from_memory(tmp_path: Path, tokenizers: Tokenizers) -> None:
     storage = write_set(tmp_path, {"train": 4})
-    cached, uncached = loader(storage, tokenizers), loader(storage, tokenizers, cache_mb=0)
+    cached, uncached = loader(storage, tokenizers), loader(storage, tokenizers, data={"cache_mb": 0})
     ways = iter(cached), iter(uncached)
     for way in ways:
         next(way), next(way)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssacl.data.loader import EpochOrder, StreamingLoader
+from ssacl.data.loader import StreamingLoader
+from ssacl.data.order import EpochOrder
 from ssacl.data.records import Batch
 from ssacl.errors import DataError
 from ssacl.models.findings_head import FindingsBatch, FindingsInputs, sample
