@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from ssacl.config import DataConfig
 from ssacl.data.collate import Collator
 from ssacl.data.loader import StreamingLoader
-from ssacl.data.records import Batch, Sample
+from ssacl.data.records import Batch
 from ssacl.data.s3_server import EmbeddedS3
 from ssacl.data.shards import ShardIndex, decode_sample
 from ssacl.data.storage import Storage
 
+Encoded = tuple[str, bytes, bytes]
+"""Key, picture and JSON of a sample, as they lie in a shard."""
 BUFFER = 1000
 """Samples of webdataset's shuffle buffer."""
 
@@ -37,26 +39,30 @@ def ours(storage: Storage, collator: Collator, num: int, batch: int, **data: Any
     return iter(StreamingLoader(storage, "train", own, micro_batch_size=batch, num_threads=num))
 
 
-def memory_threads(samples: Sequence[Sample], collator: Collator, num: int, batch: int) -> Iterator[Batch]:
+def memory_threads(samples: Sequence[Encoded], collator: Collator, num: int, batch: int) -> Iterator[Batch]:
     """Threads that decode samples which lie in memory."""
     with ThreadPoolExecutor(num) as pool:
         flying: deque[Future[Batch]] = deque()
         for start in itertools.cycle(range(0, len(samples) - batch + 1, batch)):
-            flying.append(pool.submit(collator, samples[start : start + batch], 0))
+            flying.append(pool.submit(_decoded, collator, samples[start : start + batch]))
             if len(flying) > 2 * num:
                 yield flying.popleft().result()
 
 
+def _decoded(collator: Collator, samples: Sequence[Encoded]) -> Batch:
+    return collator([decode_sample(*sample) for sample in samples], 0)
+
+
 class _InMemory(Dataset[Batch]):
-    def __init__(self, samples: Sequence[Sample], collator: Collator, batch: int) -> None:
+    def __init__(self, samples: Sequence[Encoded], collator: Collator, batch: int) -> None:
         self.samples, self.collator, self.batch = samples, collator, batch
 
     def __getitem__(self, number: int) -> Batch:
         start = number * self.batch % (len(self.samples) - self.batch + 1)
-        return self.collator(self.samples[start : start + self.batch], 0)
+        return _decoded(self.collator, self.samples[start : start + self.batch])
 
 
-def memory_processes(samples: Sequence[Sample], collator: Collator, num: int, batch: int) -> Iterator[Batch]:
+def memory_processes(samples: Sequence[Encoded], collator: Collator, num: int, batch: int) -> Iterator[Batch]:
     """torch's DataLoader over samples that lie in its processes' memory."""
     return iter(DataLoader(_InMemory(samples, collator, batch), sampler=itertools.count(), **_options(num)))
 
