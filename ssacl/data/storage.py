@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ssacl.errors import StorageError
 __all__ = ["EmbeddedS3", "FolderStorage", "MissingObjectError", "ObjectInfo", "Storage", "embedded_s3", "open_storage"]
 
 _TEMPORARY_SUFFIX = ".tmp"
+_counting = threading.Lock()
 
 
 class MissingObjectError(StorageError):
@@ -104,6 +106,12 @@ def open_storage(url: str | Path) -> Storage:
 
     bucket, _, prefix = text.removeprefix("s3://").partition("/")
     return S3Storage(bucket, prefix)
+
+
+def count_retry(storage: Storage, reason: str) -> None:
+    """Note in `storage.retries` that something is tried again; from any thread."""
+    with _counting:
+        storage.retries[reason] += 1
 
 
 def checked_key(key: str) -> str:
