@@ -81,8 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
         is_object = "list-type=" not in self.path and self.command in ("GET", "PUT")
         possible = set(KINDS) if is_object else {"error", "reset", "lost_reply", "truncate"}
         kind, place = self.server.draw(f"{self.command} {self.path} {self.headers.get('Range', '')}", possible)
-        if self.server.down or kind in ("reset", "truncate") and self.command != "GET":
+        if self.server.down:
             self._hang_up()
+        elif kind in ("reset", "truncate") and self.command != "GET":
+            self._break_off(content, place)
         elif kind == "error":
             status, body, content_type = _OUTAGES[int(place * len(_OUTAGES))]
             self._answer(status, {"Content-Type": content_type}, body)
@@ -99,15 +101,27 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(status, headers, _flipped(body, place) if downwards == "flip" else body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
 
-    def _ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+    @contextmanager
+    def _sent(self, content: bytes) -> Iterator[http.client.HTTPConnection]:
         with closing(http.client.HTTPConnection(self.server.upstream, timeout=30)) as upstream:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     upstream.putheader(name, value)
             upstream.endheaders(content)
+            yield upstream
+
+    def _break_off(self, content: bytes, place: float) -> None:
+        """Let the server see only the first part of a request's body."""
+        if content:
+            with self._sent(content[: int(place * len(content))]):
+                pass
+        self._hang_up()
+
+    def _ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        with self._sent(content) as upstream:
             reply = upstream.getresponse()
             headers = {name: value for name, value in reply.getheaders() if name.lower() not in _HOP_BY_HOP}
             return reply.status, headers, reply.read()

@@ -114,6 +114,9 @@ class S3Storage:
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self._client.delete_object(Bucket=self.bucket, Key=self._full(key)))
 
+    def sweep(self, is_mine: Callable[[str], bool]) -> None:
+        """Nothing: an object is there whole or not at all; a bucket's lifecycle rule removes parts of broken uploads."""
+
     def sub(self, prefix: str) -> S3Storage:
         storage = S3Storage(self.bucket, f"{self.prefix}/{prefix.strip('/')}")
         storage.retries = self.retries
