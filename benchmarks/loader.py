@@ -4,8 +4,8 @@
 
 Films are 64 phantoms of 512 px (JPEG, quality 95) under as many keys as there are samples; text work is warm in every arm. The arms take
 turns; a turn first takes what an arm had ready, then times batches. A ratio is the median over turns of a turn's ratio. Server and loader
-share the machine's cores. The order has fewer lanes than by default, so that the set is several times what lies open, as at scale; a read is
-as long.
+share the machine's cores. The order has fewer lanes than by default, so that the set is several times what lies open, as at scale; reads
+are as long. CPU time is that of all processes, the server's included: other load on the machine does not enter it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import loader_arms as arms
 from benchmarks.loader_data import bytes_of_samples, write_films
-from benchmarks.loader_scale import epochs_in_memory, growth
+from benchmarks.loader_scale import epochs_in_memory, growth, tree_cpu_s
 from benchmarks.record import Goal, Measurement, run_benchmark
 from ssacl.config import DataConfig, VisionConfig
 from ssacl.data.collate import Collator
@@ -66,9 +66,10 @@ def measure(options: argparse.Namespace) -> Measurement:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ssacl-loader-") as folder, embedded_s3(folder) as server:
         os.environ.update(server.environment)
-        rates, data = _throughput(server, 256 if options.quick else 4096, 1 if options.quick else 7, 2 if options.quick else 16)
+        rates, work, data = _throughput(server, 256 if options.quick else 4096, 1 if options.quick else 7, 2 if options.quick else 16)
         figures: dict[str, Any] = {
             "samples_per_s": {name: round(statistics.median(values), 2) for name, values in rates.items()},
+            "cpu_ms_per_sample": {name: round(statistics.median(values), 3) for name, values in work.items()},
             "ratios": {f"{ours}_to_{other}": _ratio(rates, ours, other) for ours, other in _RATIOS},
             "data": data,
             "epochs": epochs_in_memory(server, Path(folder), 2 if options.quick else 10),
@@ -82,7 +83,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     return Measurement(figures, GOALS, config, n=len(rates["s3_threads"]), spread=spread)
 
 
-def _throughput(server: EmbeddedS3, num_samples: int, num_turns: int, num_batches: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def _throughput(
+    server: EmbeddedS3, num_samples: int, num_turns: int, num_batches: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:
     storage = open_storage("s3://ssacl/films")
     collator = Collator(DataConfig(), VisionConfig(), write_films(storage, num_samples), 0, training=True)
     samples = [read_sample(storage, entry) for entry in open_split(storage, "train", purpose="training")]
@@ -100,19 +103,21 @@ def _throughput(server: EmbeddedS3, num_samples: int, num_turns: int, num_batche
         "s3_single_reads": arms.ours(storage, collator, NUM_DECODERS, BATCH, shuffle_block=1),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    work: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(num_turns + 1):
         # In another order each time, so that no arm always follows the same one.
         for name in list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]:
             for _ in itertools.islice(ways[name], READY):
                 pass
-            started = time.perf_counter()
+            cpu_s, started = tree_cpu_s(), time.perf_counter()
             count = sum(len(batch) for batch in itertools.islice(ways[name], num_batches))
-            rate = count / (time.perf_counter() - started)
-            logger.info("turn %d of %d: %s %.1f samples/s", turn, num_turns, name, rate)
+            rate, cpu_ms = count / (time.perf_counter() - started), 1000 * (tree_cpu_s() - cpu_s) / count
+            logger.info("turn %d of %d: %s %.1f samples/s, %.2f CPU ms/sample", turn, num_turns, name, rate, cpu_ms)
             # The first turn starts processes and connections.
             if turn:
                 rates[name].append(rate)
-    return rates, {"samples": num_samples, "mib": round(bytes_of_samples(storage) / 2**20), "films": "64 phantoms, repeated"}
+                work[name].append(cpu_ms)
+    return rates, work, {"samples": num_samples, "mib": round(bytes_of_samples(storage) / 2**20), "films": "64 phantoms, repeated"}
 
 
 def _ratio(rates: dict[str, list[float]], ours: str, other: str) -> float:

@@ -147,7 +147,7 @@ class StreamingLoader:
             )
         if last_batch not in ("drop", "wrap"):
             raise ConfigError(f"data.last_batch is '{last_batch}'; expected drop or wrap.")
-        self._storage, self._collator, self._config = storage, collator, collator.config
+        self.storage, self._collator, self._config = storage, collator, collator.config
         self._index = SplitIndex(open_split(storage, split, purpose or ("training" if collator.training else "validation")))
         self._rank, self._world, self._size = world_rank, world_size, micro_batch_size
         self._global = micro_batch_size * world_size
@@ -222,7 +222,7 @@ class StreamingLoader:
             Storage cannot be reached, or a shard is gone.
         """
         config = self._config
-        reader = SpanReader(self._storage, self._index, self._cache, config.num_reader_threads, int(config.read_ahead_mb * 2**20))
+        reader = SpanReader(self.storage, self._index, self._cache, config.num_reader_threads, int(config.read_ahead_mb * 2**20))
         decoders = make_decoders(self._collator, self._num_threads, config.loader_kind)
         plans = self._plans(self._epoch, self._consumed)
         jobs: deque[_Job] = deque()
@@ -286,5 +286,5 @@ class StreamingLoader:
             if num_bad > self._config.max_bad_samples or num_bad == len(self):
                 raise DataError(
                     f"{num_bad} damaged samples, more than data.max_bad_samples={self._config.max_bad_samples} or all that there are; "
-                    f"run `ssacl data verify` on {self._storage.url}."
+                    f"run `ssacl data verify` on {self.storage.url}."
                 ) from error

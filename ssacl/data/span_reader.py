@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ssacl.data.records import Sample
 from ssacl.data.shards import SampleEntry, decode_sample, read_sample
 from ssacl.data.split_index import SplitIndex
-from ssacl.data.storage import Storage
+from ssacl.data.storage import Storage, count_retry
 from ssacl.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class SpanReader:
                 sample = decode_sample(entry.key, image, document)
             else:
                 # Ranges have no checksum of the server's: it may have been damaged on the way.
-                self._storage.retries["wrong_bytes"] += 1
+                count_retry(self._storage, "wrong_bytes")
                 sample = read_sample(self._storage, entry)
         except DataError as error:
             return error
