@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ssacl-loader-") as folder, embedded_s3(folder) as server:
         os.environ.update(server.environment)
-        rates, work, data = _throughput(server, 256 if options.quick else 4096, 1 if options.quick else 7, 2 if options.quick else 16)
+        rates, work, data = _throughput(server, 256 if options.quick else 4096, 1 if options.quick else 5, 2 if options.quick else 16)
         figures: dict[str, Any] = {
             "samples_per_s": {name: round(statistics.median(values), 2) for name, values in rates.items()},
             "cpu_ms_per_sample": {name: round(statistics.median(values), 3) for name, values in work.items()},
