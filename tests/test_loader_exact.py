@@ -128,7 +128,7 @@ def test_global_batches_do_not_depend_on_the_world_size(tmp_path: Path) -> None:
     assert batches(1) == batches(2) == batches(4)
 
 
-class _Counting:
+class CountingStorage:
     """Folder storage that notes its range reads."""
 
     def __init__(self, storage: Storage) -> None:
@@ -150,7 +150,7 @@ def test_neighbours_come_in_one_read_and_no_rank_reads_for_another(tmp_path: Pat
     stored = write_shards(tmp_path, [64] * 4)
     # One batch at a time: nothing is begun for the next epoch.
     config = DataConfig(shuffle_lanes=8, shuffle_block=8, cache_mb=0, prefetch_batches=1)
-    storages = [_Counting(stored) for _ in range(world)]
+    storages = [CountingStorage(stored) for _ in range(world)]
     for rank, storage in enumerate(storages):
         each = StreamingLoader(storage, "train", KeysOnly(config), rank, world, 2, 1)  # type: ignore[arg-type]
         way = iter(each)

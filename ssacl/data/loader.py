@@ -158,6 +158,12 @@ class StreamingLoader:
                 f"The split '{split}' has {len(self)} samples, fewer than one batch over all ranks ({world_size} ranks x "
                 f"{micro_batch_size}); lower engine.micro_batch_size or run.num_train_workers, or set data.last_batch=wrap."
             )
+        if world_rank == 0 and self._config.shuffle_block > 1 and self._global > self._config.shuffle_lanes:
+            logger.warning(
+                "a global batch of %d samples is larger than data.shuffle_lanes=%d: it holds neighbours of a shard, often films of one "
+                "patient; raise shuffle_lanes (and read_ahead_mb), or set data.shuffle_block=1",
+                *(self._global, self._config.shuffle_lanes),
+            )
         self._fingerprint = self._index.fingerprint()
         self._epoch = self._consumed = 0
         self._cache = SampleCache(int(self._config.cache_mb * 2**20))
