@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import resource
 import time
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
@@ -83,12 +82,10 @@ def _first_batch(url: str) -> dict[str, float]:
     first_s = time.perf_counter() - started
     for _ in itertools.islice(batches, loader.steps_per_epoch - 1 if len(loader) < 20_000 else 300):
         pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "opened_s": round(opened_s, 3),
         "first_batch_s": round(first_s, 3),
         "rss_growth_mib": round(_rss_mib() - before, 1),
-        "peak_growth_mib": round(peak - before, 1),
     }
 
 

@@ -1,6 +1,9 @@
 """The streaming loader over real shards: exact epochs, equal steps, resume at any world size, damage, splits."""
 
+import gc
 import itertools
+import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +13,12 @@ from test_collate import VISION, sample
 
 from ssacl.config import DataConfig
 from ssacl.data.collate import Collator
+from ssacl.data.decoding import make_decoders
 from ssacl.data.loader import StreamingLoader, open_split
 from ssacl.data.order import LaneOrder
 from ssacl.data.records import Sample
 from ssacl.data.shards import ShardIndex, ShardWriter
+from ssacl.data.span_reader import SampleCache, SpanReader
 from ssacl.data.storage import Storage, open_storage
 from ssacl.data.tokenization import Tokenizers, train_tokenizers
 from ssacl.errors import CheckpointError, ConfigError, DataError, SplitError, StorageError
@@ -82,6 +87,38 @@ def test_threads_give_the_same_batches_in_order(stored: Storage, tokenizers: Tok
         assert torch.equal(one.image, two.image)
         assert torch.equal(one.text_ids, two.text_ids)
         assert torch.equal(one.mask_noise, two.mask_noise)
+
+
+class HeldBack:
+    """A storage whose range reads wait until they are let go."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self.go = storage, threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._storage, name)
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        assert end is None or self.go.wait(20)
+        return self._storage.read(key, start, end)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_batch_that_is_used_is_given_up(stored: Storage, tokenizers: Tokenizers, num_threads: int) -> None:
+    """The reads that a batch waited for are held for later samples; that must not hold the batch."""
+    storage = HeldBack(stored)
+    each = loader(storage, tokenizers, data={"shuffle_lanes": 2, "shuffle_block": 8})  # type: ignore[arg-type]
+    reader = SpanReader(storage, each._index, SampleCache(0), 2, 1 << 20)  # type: ignore[arg-type]
+    decoders = make_decoders(each._collator, num_threads, "threads")
+    job = each._start(next(each._plans(0, 0)), reader, decoders)
+    storage.go.set()
+    batch = weakref.ref(job.result().batch)  # type: ignore[arg-type]
+    del job
+    gc.collect()
+    assert reader.held_bytes > 0
+    assert batch() is None
+    reader.close()
+    decoders.close()
 
 
 def test_state_counts_what_was_handed_out_not_what_is_prefetched(stored: Storage, tokenizers: Tokenizers) -> None:

@@ -75,7 +75,10 @@ class _Job:
             read.add_done_callback(one_read)
 
     def result(self) -> Decoded:
-        return self._pending.result().result()
+        """To be asked for once: reads that a job waited for outlive it, with their callbacks, and must not keep its batch."""
+        decoded = self._pending.result().result()
+        del self._pending
+        return decoded
 
 
 def open_split(storage: Storage, split: str, purpose: Purpose) -> list[SampleEntry]:
