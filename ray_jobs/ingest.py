@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ray_jobs.session import ray_session, storage_environment
-from ssacl.data.chunks import Chunk, Part, run_chunk
+from ssacl.data.chunks import Chunk, Made, run_chunk
 from ssacl.data.convert import IngestSettings
 from ssacl.data.ingest import IngestSummary, ingest
 from ssacl.data.sources import SourceOptions
@@ -31,7 +31,7 @@ def run_ingest(
         As `ssacl.data.ingest.ingest`; or Ray cannot be reached.
     """
 
-    def run(chunks: Sequence[Chunk]) -> Iterator[Part]:
+    def run(chunks: Sequence[Chunk]) -> Iterator[Made]:
         # Here, not around the whole: a second run with nothing to do needs no Ray.
         with ray_session(num_workers, address):
             yield from _run_tasks(chunks, data_url, settings, num_workers)
@@ -39,7 +39,7 @@ def run_ingest(
     return ingest(format, source_path, data_url, settings, options, run, progress)
 
 
-def _run_tasks(chunks: Sequence[Chunk], data_url: str, settings: IngestSettings, num_workers: int) -> Iterator[Part]:
+def _run_tasks(chunks: Sequence[Chunk], data_url: str, settings: IngestSettings, num_workers: int) -> Iterator[Made]:
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=3, runtime_env={"env_vars": storage_environment()})(run_chunk)

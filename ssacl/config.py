@@ -54,11 +54,20 @@ class DataConfig(_Section):
     warp_rotate_deg: float = Field(15.0, ge=0, le=90, description="Warp of the masked pass: rotation in +- degrees.")
     warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
     warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
-    num_loader_threads: int = Field(2, ge=0, description="Threads that read and decode ahead; 0 decodes in the training thread.")
+    num_loader_threads: int = Field(2, ge=0, description="Threads (or processes) per rank that decode ahead; 0: in the training thread.")
+    loader_kind: Literal["threads", "processes"] = Field(
+        "threads", description="What decodes; processes do not wait for the interpreter, and start in some seconds."
+    )
+    prefetch_batches: Count = Field(4, description="Micro batches per rank that are read, decoded or waiting, at most.")
+    num_reader_threads: Count = Field(8, description="Range reads at a time, per rank.")
+    read_ahead_mb: float = Field(384.0, ge=0, description="Encoded samples per rank that are read beside others and not yet due, in MiB.")
+    cache_mb: float = Field(256.0, ge=0, description="Encoded samples per rank kept for later epochs, in MiB; 0: none.")
+    shuffle_lanes: Count = Field(256, description="Blocks that batches are dealt from at a time, over all ranks; see ssacl/data/order.py.")
+    shuffle_block: Count = Field(16, description="Neighbours in a shard that are read together; 1: every sample by itself, any order.")
     last_batch: Literal["drop", "wrap"] = Field(
         "drop", description="The last partial global batch of an epoch: dropped, or filled from its start."
     )
-    max_bad_samples: int = Field(100, ge=0, description="Damaged samples skipped before the run stops.")
+    max_bad_samples: int = Field(100, ge=0, description="Different damaged samples that a rank skips before the run stops.")
 
 
 class VisionConfig(_Section):

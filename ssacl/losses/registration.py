@@ -48,7 +48,8 @@ def lay_maps(atlas_BKRR: Tensor, pose_B23: Tensor, grid: int, reach: float = 1.0
     The pose's principal scales are held within `SCALES`, so that centroids that lie together (early in training) still give a picture.
     """
     linear, shift = pose_B23[:, :, :2].float(), pose_B23[:, :, 2].float()
-    turn, scales, back = torch.linalg.svd(linear)
+    # A run that diverges is stopped by its losses, which stay not finite; the decomposition would raise an error of its own.
+    turn, scales, back = torch.linalg.svd(linear.nan_to_num(0, 0, 0))
     inverse = back.transpose(1, 2) @ torch.diag_embed(1 / scales.clamp(*SCALES)) @ turn.transpose(1, 2)
     side = grid * _SAMPLES
     points_P2 = patch_centres(side, pose_B23.device)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ssacl.anatomy import LEAVES, mirrored
-from ssacl.data.loader import EpochOrder, StreamingLoader
+from ssacl.data.loader import StreamingLoader
+from ssacl.data.order import EpochOrder
 from ssacl.data.records import Batch
 from ssacl.errors import DataError
 from ssacl.models.findings_head import FindingsBatch, FindingsInputs, sample

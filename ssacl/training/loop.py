@@ -52,7 +52,10 @@ NUM_VALIDATION_BATCHES = 4
 """Micro batches per rank whose mean losses are a validation."""
 _MUST_AGREE = ("model", "losses", "optim", "engine")
 """Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read."""
-_DATA_MAY_DIFFER = ("url", "tokenizer_url", "num_loader_threads", "max_bad_samples")
+_DATA_MAY_DIFFER = (
+    *("url", "tokenizer_url", "max_bad_samples", "num_loader_threads", "loader_kind"),
+    *("prefetch_batches", "num_reader_threads", "read_ahead_mb", "cache_mb"),
+)
 
 
 @dataclass(frozen=True)
