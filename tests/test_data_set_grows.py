@@ -11,6 +11,7 @@ import pytest
 from ingest_sets import SETTINGS, hashes, ingest_films, join_tables, write_films
 from PIL import Image
 
+from ssacl.cli import main
 from ssacl.data.ingest import IngestSettings
 from ssacl.data.records import SPLITS
 from ssacl.data.shards import INDEX, ShardIndex
@@ -152,6 +153,31 @@ def test_another_source_other_settings_and_an_index_of_another_version_are_refus
     (out / INDEX).write_text('{"version": 99}')
     with pytest.raises(DataError, match="not of version 1"):
         ingest_films(table, out)
+
+
+def test_the_command_names_each_damage_and_exits_1(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    ingest_films(table, out)
+    assert main(["data", "verify", str(out)]) == 0
+    assert "every shard is whole: 16 samples" in capsys.readouterr().out
+    flipped = bytearray((out / "train-000000.tar").read_bytes())
+    flipped[700] ^= 4
+    (out / "train-000000.tar").write_bytes(flipped)
+    (out / "_parts" / "train-000001.json").write_text("{")
+    (out / "train-000002.tar").unlink()
+    assert main(["data", "verify", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "damaged" in said.out
+    for problem in (
+        "train-000000.tar: sha256 differs",
+        "is not as it was written",
+        "train-000002.tar: missing",
+        "train-000001.json: is damaged",
+    ):
+        assert problem in said.err
+    (out / INDEX).write_bytes((out / INDEX).read_bytes().replace(b"-00", b"-01", 1))
+    assert main(["data", "verify", str(out)]) == 1
+    assert "index.json is damaged" in capsys.readouterr().err
 
 
 def test_the_card_tells_people_and_programs_the_same(table: Path, tmp_path: Path) -> None:

@@ -114,13 +114,14 @@ def ingest(
     studies = open_source(format, source_path, options)
     # A source that cannot be read leaves no trace at the URL.
     first = list(itertools.islice(studies, 1))
-    with hold_lease(storage) if first else nullcontext() as lease:
+    if not first:
+        raise DataError("The source holds no study. Check the path and the format.")
+    with hold_lease(storage) as lease:
         standing = load_standing(storage, settings)
         plan = plan_chunks(itertools.chain(first, studies), settings, standing)
         work = _Work(plan, standing, run)
         with ProgressBar("ingest", plan.num_new_studies, "studies") if progress else nullcontext() as bar:
             work.do(bar)
-        assert lease is not None
         parts = work.parts()
         rejects = left_out(parts, plan.notes)
         counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
@@ -190,9 +191,8 @@ def _is_of(part: Part | None, chunk: Chunk) -> bool:
     return part is not None and part.fingerprint == chunk.fingerprint
 
 
-def _num_parts(parts: Iterable[Part]) -> dict[str, int]:
-    count = Counter(part.shard.split for part in parts)
-    return {split: count[split] for split in SPLITS}
+def _num_parts(parts: Sequence[Part]) -> dict[str, int]:
+    return {split: max((part.number + 1 for part in parts if part.shard.split == split), default=0) for split in SPLITS}
 
 
 def _commit(

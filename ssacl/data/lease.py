@@ -23,8 +23,8 @@ LEASE = "_ingest.lock"
 HEARTBEAT_S = 10.0
 PATIENCE_S = 35.0
 """Three heartbeats and some: longer than one that is late."""
-SETTLE_S = 1.0
-"""On object storage: longer than two claims can overlap."""
+SETTLE_S, FOLDER_SETTLE_S = 1.0, 0.05
+"""Longer than two claims can overlap, on object storage and in a folder."""
 
 logger = logging.getLogger(__name__)
 _held: set[str] = set()
@@ -54,8 +54,7 @@ class Lease:
         _wait_for(self._storage)
         _held.add(self._run)
         self._write()
-        if not isinstance(self._storage, FolderStorage):
-            time.sleep(SETTLE_S)
+        time.sleep(FOLDER_SETTLE_S if isinstance(self._storage, FolderStorage) else SETTLE_S)
         self.check()
         self._thread.start()
 

@@ -107,7 +107,7 @@ def plan_chunks(studies: Iterable[Study], settings: IngestSettings, standing: St
     Raises
     ------
     DataError
-        No study; not one of those that the data set holds; or a lost shard cannot be made again from this source.
+        The source has not one of the studies that the data set holds, or not all of those of a lost shard.
     """
     known = _places(standing)
     seen: set[str] = set()
@@ -128,8 +128,6 @@ def plan_chunks(studies: Iterable[Study], settings: IngestSettings, standing: St
             notes.append(Reject(key, "changed"))
         elif place.part_key in again:
             again[place.part_key][key] = (mark, study)
-    if not seen:
-        raise DataError("The source holds no study. Check the path and the format.")
     if known and not seen & known.keys():
         raise DataError(
             f"The data set holds {len(known)} studies, and not one of them is in this source: it was made from another. "

@@ -98,7 +98,8 @@ def _verify_records(storage: Storage, index: ShardIndex) -> Iterator[Damage]:
         try:
             shard = Part.from_bytes(storage.read(key)).shard
         except MissingObjectError:
-            yield Damage(key, "missing")
+            if name in entries:
+                yield Damage(key, "missing")
         except ValueError:
             yield Damage(key, "is damaged")
         else:
