@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from ssacl.phantom import generate_study
+
+COMPRESSED = (RLELossless, JPEGLSLossless, JPEG2000Lossless)
+"""Transfer syntaxes that `dicom` compresses to."""
 
 
 def film(size_px: int = 128) -> NDArray[np.uint8]:
@@ -23,7 +26,7 @@ def dicom(pixels: NDArray[Any] | None, bits_stored: int = 0, syntax: str = Expli
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
     meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax in COMPRESSED else syntax
     ds = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.Modality, ds.PatientName, ds.PatientID, ds.ViewPosition = "DX", "PLANTED^NAME", "PLANTED-ID", "PA"
@@ -40,8 +43,8 @@ def dicom(pixels: NDArray[Any] | None, bits_stored: int = 0, syntax: str = Expli
             delattr(ds, keyword)
         else:
             setattr(ds, keyword, value)
-    if syntax == RLELossless:
-        ds.compress(RLELossless)
+    if syntax in COMPRESSED:
+        ds.compress(syntax, generate_instance_uid=False)
     buffer = io.BytesIO()
     ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

@@ -37,12 +37,12 @@ def image_file(pixels: NDArray[Any], kind: str = "PNG", mode: str | None = None)
 
 
 def test_eight_bit_monochrome2_comes_out_as_stored() -> None:
-    content = dicom(film(), PixelSpacing=[0.2, 0.3], ImageLaterality="U")
+    content = dicom(film(), PixelSpacing=[0.2, 0.2], ImageLaterality="U")
     picture = read_picture(content, "x.dcm")
     assert np.array_equal(picture.pixels, film())
     assert picture.pixels.dtype == np.uint8
     assert (picture.view, picture.modality, picture.laterality) == ("PA", "DX", "U")
-    assert picture.pixel_spacing_mm == (0.2, 0.3)
+    assert picture.pixel_spacing_mm == (0.2, 0.2)
     assert (picture.original_width_px, picture.original_height_px) == (128, 128)
     assert picture.pixel_digest == hashlib.sha256(film().tobytes()).hexdigest()
     assert not picture.polarity_corrected

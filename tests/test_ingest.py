@@ -23,7 +23,7 @@ from ssacl.data.shards import ShardIndex, read_sample
 from ssacl.data.sources import SourceOptions, finding_labels, open_source
 from ssacl.data.storage import embedded_s3, open_storage
 from ssacl.data.verification import verify
-from ssacl.errors import ConfigError, DataError, NotBuiltError, StorageError
+from ssacl.errors import ConfigError, DataError, StorageError
 from ssacl.phantom import PhantomTruth, write_dicom_tree
 
 SETTINGS = IngestSettings(key_secret=SECRET, shard_size=4)
@@ -201,7 +201,6 @@ def test_a_study_gives_samples_or_one_named_reject() -> None:
         ("dicom-dir", "folder", {}, DataError, "No .dcm file below .* It holds: .txt"),
         ("csv", "folder", {"image": "file"}, DataError, "is a folder"),
         ("excel", "x", {}, ConfigError, "choose one of csv, dicom-dir"),
-        ("mimic-cxr", "folder", {}, NotBuiltError, "not built yet"),
     ],
 )
 def test_sources_that_cannot_be_read(

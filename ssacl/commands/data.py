@@ -1,4 +1,4 @@
-"""`ssacl data phantom|ingest|verify|tokenizer`: from pictures and reports to shards that training can read."""
+"""`ssacl data phantom|ingest|verify|show|deidentify|tokenizer`: from pictures and reports to shards that training can read."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ def add_parsers(commands: Commands) -> None:
         epilog="example: ssacl data ingest --format csv films.csv --out s3://bucket/films --image-root images "
         "--column image=file --column report=text --column patient=patient_id",
     )
-    ingest.add_argument("source", metavar="PATH", help="folder or CSV file, as the format wants it")
-    ingest.add_argument("--format", required=True, metavar="NAME", help="csv, dicom-dir")
+    ingest.add_argument(
+        "source", metavar="PATH", help="folder or file, here or at s3://bucket/prefix, as the format wants it; or a server's URL"
+    )
+    ingest.add_argument(
+        "--format", required=True, metavar="NAME", help="csv, dicom-dir, mimic-cxr, mimic-cxr-jpg, iu-xray, release-csv, dicomweb"
+    )
     ingest.add_argument("--out", required=True, metavar="URL", help="data set root: folder or s3://bucket/prefix")
     ingest.add_argument(
         "--column",
@@ -41,15 +45,47 @@ def add_parsers(commands: Commands) -> None:
         metavar="ROLE=NAME",
         help="csv: image, report, patient, study, split, view, labels, licence",
     )
-    ingest.add_argument("--image-root", metavar="DIR", help="csv: folder that image paths are relative to (default: the CSV's folder)")
+    ingest.add_argument(
+        "--image-root", metavar="URL", help="csv, release-csv: folder that image paths are relative to (default: the CSV's folder)"
+    )
+    ingest.add_argument(
+        "--reports", metavar="URL", help="mimic-cxr, mimic-cxr-jpg: folder of the reports' files/pNN/... (default: the source)"
+    )
+    ingest.add_argument(
+        "--query",
+        action="append",
+        default=[],
+        metavar="ATTRIBUTE=VALUE",
+        help="dicomweb: what studies must match, such as StudyDate=20240101-",
+    )
+    ingest.add_argument("--max-studies", type=int, default=100_000, help="dicomweb: studies asked for at most")
     ingest.add_argument("--longest-side-px", type=int, default=512, help="pictures are scaled down to this")
     ingest.add_argument("--keep-lateral", action="store_true", help="keep lateral views instead of rejecting them")
+    ingest.add_argument("--bits", type=int, default=8, help="8, or 16 to keep the depth of deeper films (PNG)")
+    ingest.add_argument("--blank-text", action="store_true", help="fill what looks like text burned into a film")
     ingest.add_argument("--num-workers", type=int, default=2, help="parallel tasks; 0: in this process, without Ray")
     ingest.set_defaults(run=_ingest)
 
     verify = actions.add_parser("verify", help="re-check every shard of a data set; exits 1 on any damage")
     verify.add_argument("data", metavar="URL")
     verify.set_defaults(run=_verify)
+
+    show = actions.add_parser("show", help="write a contact sheet of a data set's samples, to look at")
+    show.add_argument("data", metavar="URL")
+    show.add_argument("--out", required=True, metavar="PNG")
+    show.add_argument("--split", default="train", metavar="NAME", help="train, val or test")
+    show.add_argument("--num-samples", type=int, default=48)
+    show.set_defaults(run=_show)
+
+    deidentify = actions.add_parser(
+        "deidentify",
+        help="write de-identified copies of DICOM films (PS3.15 basic profile)",
+        description="Ids become keyed hashes, dates are shifted per patient, free text and private elements are removed.",
+    )
+    deidentify.add_argument("source", metavar="IN", help="DICOM file, folder or s3://bucket/prefix")
+    deidentify.add_argument("target", metavar="OUT", help="folder or s3://bucket/prefix")
+    deidentify.add_argument("--blank-text", action="store_true", help="fill what looks like text burned into a film")
+    deidentify.set_defaults(run=_deidentify)
 
     tokenizer = actions.add_parser("tokenizer", help="train the tokenizers from the reports of the training split")
     tokenizer.add_argument("--data", required=True, metavar="URL")
@@ -74,8 +110,16 @@ def _ingest(options: argparse.Namespace) -> int:
     from ssacl.data.ingest import IngestSettings
     from ssacl.data.sources import SourceOptions
 
-    settings = IngestSettings.from_environment(longest_side_px=options.longest_side_px, keep_lateral=options.keep_lateral)
-    source = SourceOptions(columns=_columns(options.column), image_root=Path(options.image_root) if options.image_root else None)
+    settings = IngestSettings.from_environment(
+        longest_side_px=options.longest_side_px, keep_lateral=options.keep_lateral, bits=options.bits, blank_text=options.blank_text
+    )
+    source = SourceOptions(
+        columns=_pairs("--column", options.column),
+        image_root=options.image_root,
+        reports=options.reports,
+        query=_pairs("--query", options.query),
+        max_studies=options.max_studies,
+    )
     if options.num_workers > 0:
         from ray_jobs.ingest import run_ingest
 
@@ -88,14 +132,37 @@ def _ingest(options: argparse.Namespace) -> int:
     return 0
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
-        role, separator, name = pair.partition("=")
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--column {pair}: write ROLE=NAME, as in --column image=file.")
-        columns[role] = name
-    return columns
+            raise ConfigError(f"{option} {text}: write NAME=VALUE, as in --column image=file or --query StudyDate=20240101-.")
+        pairs[name] = value
+    return pairs
+
+
+def _show(options: argparse.Namespace) -> int:
+    from ssacl.data.contact_sheet import contact_sheet
+    from ssacl.data.storage import open_storage
+
+    out = Path(options.out)
+    content = contact_sheet(open_storage(options.data), options.num_samples, options.split)
+    open_storage(out.parent).write(out.name, content)
+    print(out)
+    return 0
+
+
+def _deidentify(options: argparse.Namespace) -> int:
+    from ssacl.data.deidentify import key_secret
+    from ssacl.data.deidentify_dicom import deidentify_files
+
+    done = deidentify_files(options.source, options.target, key_secret(), blank_text=options.blank_text)
+    left_out = ", ".join(f"{reason} {count}" for reason, count in done.refused.items())
+    print(f"{done.num_written} films written to {options.target}" + (f"; left out: {left_out}" if left_out else ""))
+    if done.num_flagged:
+        print(f"{done.num_flagged} may carry burned-in text (0028,0301): look at them, or use --blank-text")
+    return 0 if done.num_written else 1
 
 
 def _verify(options: argparse.Namespace) -> int:

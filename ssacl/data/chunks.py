@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ssacl.anatomy import FINDINGS, FindingStatus
@@ -185,6 +184,7 @@ def _count(counts: dict[str, Counter[str]], statuses: list[list[int]], sample: S
         "licence": str(sample.provenance["licence"] or "not stated"),
         "polarity": "corrected" if sample.provenance["polarity_corrected"] else "as declared",
         "release": str(sample.provenance["ssacl_version"]),
+        "burned_in_text": str(sample.provenance["burned_in"] or "none seen"),
     }
     for kind, value in values.items():
         counts.setdefault(kind, Counter())[value] += 1
@@ -205,14 +205,7 @@ def study_mark(study: Study, split: str) -> str:
 
     Where its files lie does not matter, and files are not read for it: pixels that change under the same size go unseen.
     """
-    sizes = [len(image.content) if image.content is not None else _size(image.path) for image in study.images]
+    sizes = [image.size for image in study.images]
     views = [image.view for image in study.images]
     values = [study.patient_id, split, study.report, study.licence, sorted(study.labels.items()), sizes, views]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
-
-
-def _size(path: Path | None) -> int:
-    try:
-        return path.stat().st_size if path else -1
-    except OSError:
-        return -1

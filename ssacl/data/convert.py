@@ -12,9 +12,9 @@ from typing import Any
 from ssacl import __version__
 from ssacl.anatomy import FINDINGS, FindingStatus, anatomy_groups
 from ssacl.data.deidentify import checked_secret, identifiers_in, key_secret, keyed_hash, scrub
-from ssacl.data.dicom import Picture, encode_picture, is_lateral, known_view, read_picture
+from ssacl.data.dicom import MAX_BYTES, Picture, encode_picture, is_lateral, known_view, read_picture
 from ssacl.data.labeler import label_report
-from ssacl.data.records import Sample, Study, StudyImage
+from ssacl.data.records import Sample, Study
 from ssacl.data.refusals import RefusedImageError
 from ssacl.data.reports import split_sections
 from ssacl.errors import ConfigError
@@ -36,6 +36,8 @@ class IngestSettings:
     """Studies in a shard."""
     keep_lateral: bool = False
     correct_polarity: bool = True
+    blank_text: bool = False
+    """Fill what looks like burned-in text; it is looked for in any case, and noted."""
 
     def __post_init__(self) -> None:
         checked_secret(self.key_secret)
@@ -94,13 +96,15 @@ def convert_study(study: Study, settings: IngestSettings) -> tuple[list[Sample],
     rejects: list[Reject] = []
     for number, image in enumerate(study.images):
         try:
-            content = _content(image)
+            content = image.read(MAX_BYTES + 1)
             picture = read_picture(
                 content,
-                image.path.name if image.path else "",
+                image.name,
                 keep_lateral=settings.keep_lateral,
                 bits=settings.bits,
                 correct_polarity=settings.correct_polarity,
+                blank_text=settings.blank_text,
+                find_text=True,
             )
             if image.view:
                 picture = replace(picture, view=known_view(image.view))
@@ -164,12 +168,7 @@ def _sample(key: str, patient_key: str, picture: Picture, text: _Text, study: St
             "licence": study.licence,
             "content_sha256": picture.pixel_digest,
             "polarity_corrected": picture.polarity_corrected,
+            "burned_in": picture.burned_in,
             "ssacl_version": __version__,
         },
     )
-
-
-def _content(image: StudyImage) -> bytes:
-    if image.content is not None:
-        return image.content
-    return image.path.read_bytes() if image.path else b""

@@ -1,10 +1,11 @@
-"""Keyed hashes instead of identifiers, and report text without the header's own values.
+"""Keyed hashes instead of identifiers, and report text without the header's own values. DICOM files: `deidentify_dicom.py`.
 
 Pictures need no scrubbing here: a shard sample holds an allowlist of fields (`ssacl.data.records.Sample`), never a header.
 """
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import hmac
 import io
@@ -12,22 +13,17 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from ssacl.data.dicom_guard import MAX_INFLATED_BYTES, inflates_beyond, is_dicom
+from ssacl.data.quiet import quiet_loggers
 from ssacl.errors import ConfigError
 
 MARK = "___"
 _KEYED_CHARACTERS = 24
-_NAMES = (
-    "PatientName",
-    "ReferringPhysicianName",
-    "PerformingPhysicianName",
-    "RequestingPhysician",
-    "OperatorsName",
-    "NameOfPhysiciansReadingStudy",
-)
 _IDS = (
     "PatientID",
     "OtherPatientIDs",
@@ -42,7 +38,26 @@ _IDS = (
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "RequestedProcedureID",
+    "OtherPatientNames",
+    "IssuerOfPatientID",
+    "FillerOrderNumberImagingServiceRequest",
+    "PlacerOrderNumberImagingServiceRequest",
+    "PerformedProcedureStepID",
+    "ScheduledProcedureStepID",
+    "InstitutionalDepartmentName",
+    "DeviceSerialNumber",
+    "MedicalRecordLocator",
+    "MilitaryRank",
+    "InsurancePlanIdentification",
+    "CountryOfResidence",
+    "RegionOfResidence",
+    "AdmissionID",
+    "ServiceEpisodeID",
+    "CurrentPatientLocation",
 )
+_PRIVATE_VRS = {"AE", "CS", "IS", "LO", "LT", "SH", "ST", "UC", "UI", "UR", "UT"}
+_CODE = re.compile(r"(?=.*\d)\S{6,64}")
+_MAX_HEAD_BYTES = 16 << 20
 
 
 def keyed_hash(secret: str, kind: str, value: str) -> str:
@@ -99,27 +114,50 @@ def checked_secret(secret: str) -> str:
     return secret
 
 
-def patient_id_of(path: Path) -> str:
-    """PatientID of a DICOM file, "" where there is none or the file cannot be read. Never to be stored: hash it."""
-    try:
-        with path.open("rb") as file:
-            return _text(_header(file, ("PatientID",)).get("PatientID"))
-    except OSError:
+def patient_id_in(head: bytes) -> str:
+    """PatientID in the first bytes of a DICOM file; "" where there is none or it cannot be read. Never to be stored: hash it."""
+    if not is_dicom(head) or inflates_beyond(head, _MAX_HEAD_BYTES):
         return ""
+    from pydicom.filereader import read_partial
+
+    with quietly():
+        try:
+            # Later elements may be cut off: they are not looked at.
+            ds = read_partial(io.BytesIO(head), stop_when=lambda tag, vr, length: tag > 0x00100020, force=True)
+            return _text(ds.get("PatientID"))
+        except Exception:  # A damaged header identifies nobody; the picture reader names the damage.
+            return ""
 
 
 def identifiers_in(content: bytes) -> frozenset[str]:
-    """Values of a DICOM header that may stand in a report: names, ids, institution. Empty for other files."""
-    if content[128:132] != b"DICM":
+    """What a DICOM header holds that may stand in a report: names of people at any depth, ids, places, dates. Empty for other files."""
+    if not is_dicom(content) or inflates_beyond(content, MAX_INFLATED_BYTES):
         return frozenset()
-    header = _header(io.BytesIO(content), (*_NAMES, *_IDS))
+    import pydicom
+
     found: set[str] = set()
-    for keyword, value in header.items():
-        for item in value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]:
-            text = _text(item)
-            found.add(text)
-            if keyword in _NAMES:
-                found.update(re.split(r"[\^=\s,]+", text))
+
+    def collect(ds: Any, element: Any) -> None:
+        if element.VR == "SQ" or element.is_empty:
+            return
+        values = element.value if element.VM > 1 else [element.value]
+        if element.VR == "PN":
+            for value in values:
+                found.update([str(value), *re.split(r"[\^=\s,]+", str(value))])
+        elif element.VR == "DA":
+            for value in values:
+                found.update(_written_dates(str(value)))
+        elif element.keyword in _IDS or (element.VR == "UI" and element.keyword.endswith("InstanceUID")):
+            found.update(map(_text, values))
+        elif element.tag.is_private and element.VR in _PRIVATE_VRS:
+            # Nobody knows what they mean. Words are left: they may be a report's, too.
+            found.update(text for text in map(_text, values) if _CODE.fullmatch(text))
+
+    with quietly():
+        try:
+            pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True).walk(collect)
+        except Exception:  # The picture was read: what cannot be is a damaged element, and those before it have been collected.
+            return frozenset(found - {""})
     return frozenset(found - {""})
 
 
@@ -135,17 +173,36 @@ def scrub(text: str, identifiers: Iterable[str]) -> str:
     return re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", MARK, text, flags=re.IGNORECASE)
 
 
-def _header(file: BinaryIO, keywords: tuple[str, ...]) -> dict[str, Any]:
+def _written_dates(value: str) -> set[str]:
+    """A DICOM date as reports write it."""
+    match = re.fullmatch(r"(\d{4})(\d\d)(\d\d)", value)
+    if not match or not 1 <= int(match.group(2)) <= 12:
+        return set()
+    year, month, day = match.groups()
+    name = calendar.month_name[int(month)]
+    written = {
+        value,
+        f"{name} {int(day)}, {year}",
+        f"{int(day)} {name} {year}",
+        f"{name[:3]} {int(day)}, {year}",
+        f"{int(day)} {name[:3]} {year}",
+    }
+    for parts in ((year, month, day), (month, day, year), (day, month, year)):
+        for mark in "-/.":
+            written |= {mark.join(parts), mark.join(str(int(part)) for part in parts)}
+    return written
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """pydicom, neither checking values nor quoting them."""
     import pydicom
 
+    quiet_loggers("pydicom")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*keywords], force=True)
-            return {keyword: ds.get(keyword) for keyword in keywords if ds.get(keyword) is not None}
-    except Exception:  # A damaged header identifies nobody; the picture reader names the damage.
-        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _text(value: Any) -> str:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import warnings
-import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ssacl.data.burned_in import Box, blanked, text_boxes
+from ssacl.data.dicom_guard import MAX_INFLATED_BYTES, codestream_size, has_too_many_scans, inflates_beyond, is_dicom
+from ssacl.data.geometry import is_turned, pixel_aspect, pixel_spacing, squared, upright
 from ssacl.data.polarity import is_inverted
+from ssacl.data.quiet import quiet_loggers
 from ssacl.data.refusals import RefusedImageError
 from ssacl.data.render import is_grey, render, stretch
+from ssacl.data.subject import check_subject, is_lateral, known_view, text_value
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,29 +35,6 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 _JPEG_QUALITY = 95
 
-_RADIOGRAPHY = {"CR", "DX", "DR", "RG", "OT", "XR", ""}
-_CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|PULMO|RIB|HEART|STERN|CLAV")
-_OTHER_PART = re.compile(
-    r"ABD|BREAST|SKULL|HEAD|BRAIN|NECK|SPINE|PELVIS|HIP|FEMUR|KNEE|LEG|ANKLE|FOOT|TOE|SHOULDER|HUMER|ELBOW|ARM|WRIST|HAND|FINGER|JAW"
-    r"|SINUS|TIBIA|EXTREM"
-)
-_LATERAL_VIEWS = {"LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL", "L", "R", "LLO", "RLO"}
-_LATERAL_WORD = re.compile(r"\b(?:LAT|LATERAL|LL|RL)\b(?!\s+DECUB)")
-_FRONTAL_WORD = re.compile(r"\b(?:PA|AP|FRONTAL|POSTERO-?ANTERIOR|ANTERO-?POSTERIOR)\b")
-_ANIMAL_WORD = re.compile(r"\b(?:CANINE|FELINE|EQUINE|AVIAN|VETERINAR\w*)\b")
-# SNOMED CT and SNOMED RT codes of PS3.16 CID 4010.
-_VIEW_CODES = {
-    "399348003": "PA",
-    "R-10214": "PA",
-    "399173006": "AP",
-    "R-10206": "AP",
-    "399067008": "LATERAL",
-    "R-10236": "LL",
-    "R-10232": "RL",
-}
-_VIEW_TERMS = re.compile(r"PA|AP|LL|RL|RLD|LLD|RLO|LLO|LAT|LLAT|RLAT|L|R|(?:LEFT |RIGHT )?LATERAL|AP SUPINE|PA ERECT|AP ERECT|FRONTAL")
-_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "PerformedProcedureStepDescription")
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -66,6 +46,7 @@ class Picture:
     """DICOM ViewPosition as far as known ("PA", "AP", "LL", "LATERAL", ...)."""
     original_width_px: int = 0
     original_height_px: int = 0
+    """Of `pixels` above: after non-square pixels were made square and the film was turned upright."""
     pixel_spacing_mm: tuple[float, float] | None = None
     """Between rows, between columns; of the detector where there is no calibrated one."""
     pixel_digest: str = ""
@@ -76,9 +57,22 @@ class Picture:
     """DICOM ImageLaterality, "L", "R", "U" or "B"; empty for most."""
     polarity_corrected: bool = False
     """The header's polarity was contradicted by the film, and the film was believed."""
+    burned_in: str = ""
+    """"declared" by the header (BurnedInAnnotation), else "suspected" by `ssacl.data.burned_in`; empty: neither."""
+    text_boxes: tuple[Box, ...] = ()
+    """Where lines of burned-in text were found, in pixels; blanked if that was asked for."""
 
 
-def read_picture(content: bytes, name: str = "", *, keep_lateral: bool = False, bits: int = 8, correct_polarity: bool = True) -> Picture:
+def read_picture(
+    content: bytes,
+    name: str = "",
+    *,
+    keep_lateral: bool = False,
+    bits: int = 8,
+    correct_polarity: bool = True,
+    blank_text: bool = False,
+    find_text: bool = False,
+) -> Picture:
     """Read a DICOM, PNG or JPEG file as a frontal chest picture at its original size. What it is, its first bytes tell.
 
     Parameters
@@ -93,6 +87,10 @@ def read_picture(content: bytes, name: str = "", *, keep_lateral: bool = False, 
         8, or 16 to keep the depth of deeper files.
     correct_polarity
         Check the declared polarity of DICOM films against the film (`ssacl.data.polarity`).
+    blank_text
+        Fill what looks like burned-in text; looks for it.
+    find_text
+        Look for burned-in text.
 
     Raises
     ------
@@ -107,10 +105,14 @@ def read_picture(content: bytes, name: str = "", *, keep_lateral: bool = False, 
         with warnings.catch_warnings():
             # pydicom and Pillow quote header values in their warnings.
             warnings.simplefilter("ignore")
-            if content[128:132] == b"DICM" or content[:2] in {b"\x08\x00", b"\x02\x00"}:
-                return _read_dicom(content, keep_lateral, bits, correct_polarity)
-            if content.startswith((b"\x89PNG", b"\xff\xd8\xff")):
-                return _read_file(content, bits)
+            quiet_loggers("pydicom", "PIL")
+            picture = None
+            if is_dicom(content):
+                picture = _read_dicom(content, keep_lateral, bits, correct_polarity)
+            elif content.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+                picture = _read_file(content, bits)
+            if picture:
+                return _looked_over(picture, blank_text, find_text)
     except RefusedImageError:
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
@@ -149,20 +151,11 @@ def encode_picture(picture: Picture, longest_side_px: int = 512) -> tuple[bytes,
     return buffer.getvalue(), "png"
 
 
-def is_lateral(view: str) -> bool:
-    """Whether a view position is a lateral one."""
-    return view in _LATERAL_VIEWS or "LATERAL" in view
-
-
-def known_view(text: str) -> str:
-    """The view position that `text` names, upper-case; "" for free text, which might identify someone."""
-    view = text.strip().upper()
-    return view if _VIEW_TERMS.fullmatch(view) else ""
-
-
 def _read_file(content: bytes, bits: int) -> Picture:
+    if has_too_many_scans(content):
+        raise RefusedImageError("unreadable")
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-        _check_size(image.height, image.width)
+        _check_size(image.height, image.width, len(image.getbands()))
         if getattr(image, "n_frames", 1) > 1:
             raise RefusedImageError("multi_frame")
         image.load()
@@ -180,13 +173,14 @@ def _read_file(content: bytes, bits: int) -> Picture:
                     raise RefusedImageError("colour")
                 values = np.asarray(image_rgb.convert("L"))
             pixels = values.astype(np.uint8)
-    return _checked(Picture(pixels, pixel_digest=hashlib.sha256(content).hexdigest()))
+    return Picture(pixels, pixel_digest=hashlib.sha256(content).hexdigest())
 
 
 def _read_dicom(content: bytes, keep_lateral: bool, bits: int, correct_polarity: bool) -> Picture:
     import pydicom
 
-    _check_inflated_size(content)
+    if inflates_beyond(content, MAX_INFLATED_BYTES):
+        raise RefusedImageError("too_large")
     # The size is read before the pixels: a header may promise more than the memory holds.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     ds = pydicom.dcmread(io.BytesIO(content), force=content[128:132] != b"DICM")
@@ -202,19 +196,40 @@ def _read_dicom(content: bytes, keep_lateral: bool, bits: int, correct_polarity:
     _check_size(int(ds.Rows), int(ds.Columns), samples)
     if "PixelData" not in ds or not ds.PixelData:
         raise RefusedImageError(nothing)
-    view = _check_subject(ds, keep_lateral)
+    view = check_subject(ds, keep_lateral)
+    _check_frame(ds, samples)
+    lateral, aspect, spacing = is_lateral(view), pixel_aspect(ds), pixel_spacing(ds)
     pixels, declared = render(ds, bits)
+    square = squared(pixels, aspect, MAX_PIXELS)
+    if spacing and square.shape != pixels.shape:
+        spacing = (min(spacing), min(spacing))
+    pixels = upright(square, ds, lateral=lateral)
     picture = Picture(
         pixels,
         view=view,
-        pixel_spacing_mm=_spacing(ds),
+        pixel_spacing_mm=spacing[::-1] if spacing and is_turned(ds) else spacing,
         pixel_digest=hashlib.sha256(ds.PixelData).hexdigest(),
-        modality=_text(ds, "Modality"),
-        laterality=laterality if (laterality := _text(ds, "ImageLaterality") or _text(ds, "Laterality")) in {"L", "R", "U", "B"} else "",
+        modality=text_value(ds, "Modality"),
+        laterality=laterality
+        if (laterality := text_value(ds, "ImageLaterality") or text_value(ds, "Laterality")) in {"L", "R", "U", "B"}
+        else "",
+        burned_in="declared" if text_value(ds, "BurnedInAnnotation") == "YES" else "",
     )
-    if declared and correct_polarity and not is_lateral(view) and is_inverted(pixels):
+    if declared and correct_polarity and not lateral and is_inverted(pixels):
         picture = replace(picture, pixels=~pixels, polarity_corrected=True)
-    return _checked(picture)
+    return picture
+
+
+def _looked_over(picture: Picture, blank_text: bool, find_text: bool) -> Picture:
+    height, width = picture.pixels.shape
+    if picture.pixels.min() == picture.pixels.max():
+        raise RefusedImageError("blank")
+    picture = replace(picture, original_width_px=width, original_height_px=height)
+    boxes = text_boxes(picture.pixels) if find_text or blank_text else []
+    if not boxes:
+        return picture
+    pixels = blanked(picture.pixels, boxes) if blank_text else picture.pixels
+    return replace(picture, pixels=pixels, burned_in=picture.burned_in or "suspected", text_boxes=tuple(boxes))
 
 
 def _check_size(height: int, width: int, samples: int = 1) -> None:
@@ -224,78 +239,20 @@ def _check_size(height: int, width: int, samples: int = 1) -> None:
         raise RefusedImageError("too_small")
 
 
-def _check_inflated_size(content: bytes) -> None:
-    """Refuse a deflated data set that would not fit in memory, before pydicom inflates it."""
-    if b"1.2.840.10008.1.2.1.99" not in content[132:4096] or content[132:138] != b"\x02\x00\x00\x00UL":
+def _check_frame(ds: Dataset, samples: int) -> None:
+    """Refuse what a decoder would make more of than the header says, before it does."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    if int(ds.get("BitsAllocated") or 0) > 16:
+        raise RefusedImageError("unreadable")
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
         return
-    start = 144 + int.from_bytes(content[140:144], "little")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(content[start:], 2 * MAX_BYTES)
-    if inflater.unconsumed_tail:
-        raise RefusedImageError("too_large")
-
-
-def _check_subject(ds: Dataset, keep_lateral: bool) -> str:
-    """The view position, if this is one frontal radiograph of a human chest."""
-    if int(ds.get("NumberOfFrames") or 1) > 1:
-        raise RefusedImageError("multi_frame")
-    if _text(ds, "Modality") not in _RADIOGRAPHY:
-        raise RefusedImageError("not_radiography")
-    descriptions = " | ".join(_text(ds, keyword) for keyword in _DESCRIPTIONS).replace("_", " ")
-    view = _view(ds, descriptions)
-    if is_lateral(view) and not keep_lateral:
-        raise RefusedImageError("lateral")
-    part = _text(ds, "BodyPartExamined")
-    if _OTHER_PART.search(part) and not _CHEST.search(part):
-        raise RefusedImageError("not_chest")
-    if ("PatientSpeciesDescription" in ds and "HUMAN" not in _text(ds, "PatientSpeciesDescription")) or _ANIMAL_WORD.search(descriptions):
-        raise RefusedImageError("not_human")
-    return view
-
-
-def _view(ds: Dataset, descriptions: str) -> str:
-    view = _text(ds, "ViewPosition")
-    if view:
-        return known_view(view)
-    for code in ds.get("ViewCodeSequence") or ():
-        known = _VIEW_CODES.get(_text(code, "CodeValue"))
-        if known:
-            return known
-    rows_run_to = str(_first(ds.get("PatientOrientation")) or "")[:1]
-    if rows_run_to in {"A", "P"}:
-        return "LATERAL"
-    if _FRONTAL_WORD.search(descriptions):
-        return ""
-    return "LATERAL" if _LATERAL_WORD.search(descriptions) else ""
-
-
-def _spacing(ds: Dataset) -> tuple[float, float] | None:
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        try:
-            between_rows, between_columns = (float(value) for value in ds.get(keyword) or ())
-        except (TypeError, ValueError):
-            continue
-        if 0 < between_rows < 10 and 0 < between_columns < 10:
-            return between_rows, between_columns
-    return None
-
-
-def _checked(picture: Picture) -> Picture:
-    height, width = picture.pixels.shape
-    if picture.pixels.min() == picture.pixels.max():
-        raise RefusedImageError("blank")
-    return replace(picture, original_width_px=width, original_height_px=height)
-
-
-def _text(ds: Dataset, keyword: str) -> str:
-    value = _first(ds.get(keyword))
-    return str(value).strip().upper() if value is not None else ""
-
-
-def _first(value: Any) -> Any:
-    if value is None or isinstance(value, str | bytes):
-        return value
-    try:
-        return next(iter(value), None)
-    except TypeError:
-        return value
+    frame = get_frame(ds.PixelData, 0, number_of_frames=1)
+    size = codestream_size(frame)
+    num_bytes = int(ds.Rows) * int(ds.Columns) * samples * -(-int(ds.BitsAllocated) // 8)
+    # Run lengths cost two bytes for one in the worst case; more is no picture, and decoding it has no end.
+    oversized = syntax == RLELossless and len(frame) > 2 * num_bytes + 64
+    if oversized or has_too_many_scans(frame) or (size is not None and size != (ds.Rows, ds.Columns)):
+        raise RefusedImageError("unreadable")

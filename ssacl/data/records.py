@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     # Ingest workers read and write samples only: they start without torch, two seconds sooner.
@@ -19,14 +19,75 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 
 
+class ImageReader(Protocol):
+    """A picture that lies elsewhere than on this machine's disk; it is read by the task that needs it. Instances can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """Tells by its suffix what the picture claims to be; may be empty."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, -1 where not known."""
+        ...
+
+    def read(self, limit: int) -> bytes:
+        """The first `limit` bytes, or all of a shorter picture.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        StorageError
+            Its place cannot be reached.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class StudyImage:
-    """One picture of a study before ingest: a file, or bytes with a name that tells the format."""
+    """One picture of a study before ingest: a file, a reader, or bytes."""
 
     path: Path | None = None
     content: bytes | None = None
     view: str = ""
     """DICOM ViewPosition ("PA", "AP", "LATERAL", ...); empty: from the DICOM header, else unknown."""
+    reader: ImageReader | None = None
+
+    @property
+    def name(self) -> str:
+        """File name; may identify someone, so only its suffix is to be used."""
+        return self.path.name if self.path else self.reader.name if self.reader else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes, -1 where not known."""
+        if self.content is not None:
+            return len(self.content)
+        try:
+            return self.path.stat().st_size if self.path else self.reader.size if self.reader else -1
+        except OSError:
+            return -1
+
+    def read(self, limit: int) -> bytes:
+        """The first `limit` bytes, or all of a shorter picture.
+
+        Raises
+        ------
+        OSError
+            There is none, or it cannot be read.
+        StorageError
+            Its place cannot be reached.
+        """
+        if self.content is not None:
+            return self.content[:limit]
+        if self.path:
+            with self.path.open("rb") as file:
+                return file.read(limit)
+        if self.reader:
+            return self.reader.read(limit)
+        raise FileNotFoundError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ REASONS: dict[str, str] = {
     "multi_frame": "The file holds more than one frame. Give single radiographs.",
     "colour": "The picture is in colour. Give the grey film, without drawings on it.",
     "not_radiography": "The DICOM modality is not a projection radiograph (CR, DX, DR, RG). Leave this object out.",
-    "lateral": "The film is a lateral view and the model reads frontal ones. Leave it out, or keep it at ingest with --keep-lateral.",
+    "lateral": "The film is a lateral or oblique view; the model reads frontal ones. Leave it out, or ingest it with --keep-lateral.",
     "not_chest": "The DICOM header names another part of the body than the chest. Leave this object out.",
     "not_human": "The DICOM header names an animal. Leave this object out.",
     "blank": "Every pixel has the same value. Check the export.",

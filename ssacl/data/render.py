@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Grey = NDArray[np.uint8] | NDArray[np.uint16]
 _CLIPPED_PERCENT = 0.5
 _MIN_LEVELS = 16
+_BLOCK_PX = 1 << 20
 _GREY_TOLERANCE = 3.0
 
 
@@ -29,9 +31,7 @@ def render(ds: Dataset, bits: int) -> tuple[Grey, bool]:
     RefusedImageError
         Colour that is not grey.
     """
-    from pydicom.pixels import pixel_array
-
-    stored = pixel_array(ds)
+    stored = stored_values(ds)
     if stored.ndim == 3 and stored.shape[-1] == 3:
         if not is_grey(stored):
             raise RefusedImageError("colour")
@@ -48,8 +48,32 @@ def render(ds: Dataset, bits: int) -> tuple[Grey, bool]:
     if ds.PhotometricInterpretation == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE":
         table = ~table
     table[_padding(ds, used)] = 0
-    shown: Grey = table[stored.astype(np.int64) - first]
+    shown: Grey = np.empty(stored.shape, table.dtype)
+    for rows in _blocks(stored):
+        # An index takes 8 bytes a pixel: a block at a time.
+        shown[rows] = table[stored[rows].astype(np.int64) - first]
     return shown, True
+
+
+def stored_values(ds: Dataset) -> NDArray[Any]:
+    """The stored values [H, W] or [H, W, 3], without what else lies in their words (PS3.5 section 8.1.1)."""
+    from pydicom.pixels import pixel_array
+
+    high_bit, bits_stored = int(ds.get("HighBit", -1)), int(ds.BitsStored)
+    shift = high_bit + 1 - bits_stored
+    if shift <= 0 or ds.file_meta.TransferSyntaxUID.is_encapsulated or high_bit >= int(ds.BitsAllocated):
+        stored: NDArray[Any] = pixel_array(ds)
+        return stored
+    # pydicom takes the values to begin at bit 0. Read with the bits below them, they are shifted down.
+    ds.BitsStored = high_bit + 1
+    stored = pixel_array(ds) >> shift
+    ds.BitsStored = bits_stored
+    return stored
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[slice]:
+    rows = max(1, _BLOCK_PX // max(1, values.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
 
 
 def stretch(values: NDArray[np.int64], bits: int) -> Grey:
@@ -65,10 +89,8 @@ def is_grey(values: NDArray[Any]) -> bool:
 
 
 def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], bits: int) -> Grey:
-    from pydicom.pixels import apply_modality_lut
-
-    modal = np.asarray(apply_modality_lut(used.astype(stored.dtype), ds))
-    if "VOILUTSequence" in ds or ("WindowCenter" in ds and "WindowWidth" in ds):
+    modal = _modal(ds, used)
+    if ds.get("VOILUTSequence") or ("WindowCenter" in ds and "WindowWidth" in ds):
         try:
             table = _scaled(*_windowed(ds, modal), bits)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError):
@@ -76,27 +98,60 @@ def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], b
         # A window beside the values makes a picture of one or two greys: do not believe it.
         if table is not None and len(np.unique(table)) >= min(_MIN_LEVELS, len(used)):
             return table
-    values = modal.astype(np.float64)
-    if stored.dtype.itemsize == 1 and bool((values == used).all()):
-        return _scaled(values, 0, 255, bits) if used[0] >= 0 else _scaled(values, -128, 127, bits)
-    counts = np.bincount((stored.astype(np.int64) - used[0]).ravel(), minlength=len(used))
+    if stored.dtype.itemsize == 1 and bool((modal == used).all()):
+        levels = 1 << min(8, int(ds.BitsStored))
+        return _scaled(modal, 0, levels - 1, bits) if stored.dtype.kind == "u" else _scaled(modal, -levels / 2, levels / 2 - 1, bits)
+    counts = np.zeros(len(used), dtype=np.int64)
+    for rows in _blocks(stored):
+        counts += np.bincount((stored[rows].astype(np.int64) - used[0]).ravel(), minlength=len(used))
     counts[_padding(ds, used)] = 0
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(modal, kind="stable")
     share = np.cumsum(counts[order]) / max(counts.sum(), 1)
     low, high = np.searchsorted(share, [_CLIPPED_PERCENT / 100, 1 - _CLIPPED_PERCENT / 100])
-    return _scaled(values, float(values[order[low]]), float(values[order[min(high, len(order) - 1)]]), bits)
+    return _scaled(modal, float(modal[order[low]]), float(modal[order[min(high, len(order) - 1)]]), bits)
 
 
-def _windowed(ds: Dataset, modal: NDArray[Any]) -> tuple[NDArray[np.float64], float, float]:
+def _windowed(ds: Dataset, modal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
     """Values after the VOI LUT, else the first window, and what is black and white in them."""
-    from pydicom.pixels import apply_voi, apply_windowing
+    from pydicom.pixels import apply_windowing
 
-    if "VOILUTSequence" in ds:
-        bits_per_entry = int(ds.VOILUTSequence[0].LUTDescriptor[2])
-        return np.asarray(apply_voi(modal, ds), dtype=np.float64), 0.0, float((1 << bits_per_entry) - 1)
+    if ds.get("VOILUTSequence"):
+        shown, top = _looked_up(ds, ds.VOILUTSequence[0], modal)
+        return shown, 0.0, top
     # The ends of the output range depend on bits, sign and slope: two values far outside of the window show them.
-    shown = np.asarray(apply_windowing(np.append(modal.astype(np.float64), [-1e9, 1e9]), ds))
+    shown = np.asarray(apply_windowing(np.append(modal, [-1e9, 1e9]), ds))
     return shown[:-2], float(shown[-2]), float(shown[-1])
+
+
+def _modal(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Stored values after the modality LUT or rescale (PS3.3 C.11.1)."""
+    if ds.get("ModalityLUTSequence"):
+        return _looked_up(ds, ds.ModalityLUTSequence[0], used.astype(np.float64))[0]
+    slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+    modal = used.astype(np.float64)
+    return modal if slope is None or intercept is None else modal * float(slope) + float(intercept)
+
+
+def _looked_up(ds: Dataset, item: Dataset, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """`values` after a LUT, and its largest output (PS3.3 C.11.1.1.1, C.11.2.1.1).
+
+    pydicom's own stops at modality LUTs of other depths than 8 and 16, and wraps around where VOI LUTs have fewer bits than pixels.
+    """
+    length, first, bits_per_entry = (int(value) for value in item.LUTDescriptor)
+    length = length or 1 << 16
+    # The descriptor's VR may say unsigned of a signed value.
+    first -= (1 << 16) if first >= 1 << 15 and values.min() < 0 else 0
+    data = item.LUTData
+    if isinstance(data, bytes):
+        little = ds.file_meta.TransferSyntaxUID.is_little_endian
+        kind = "u1" if len(data) < 2 * length else ("<u2" if little else ">u2")
+        entries = np.frombuffer(data, kind, count=length)
+    else:
+        entries = np.asarray(data)[:length]
+    if len(entries) != length or not 8 <= bits_per_entry <= 16:
+        raise ValueError
+    index = np.clip(np.floor(values) - first, 0, length - 1).astype(np.int64)
+    return entries[index].astype(np.float64), float((1 << bits_per_entry) - 1)
 
 
 def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -110,6 +165,7 @@ def _padding(ds: Dataset, used: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _scaled(values: NDArray[np.float64], low: float, high: float, bits: int) -> Grey:
-    top = (1 << bits) - 1
-    unit = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * top
+    """From 0 at `low` to all of `bits` at `high`, which lies below `low` where the modality transform falls."""
+    top, span = (1 << bits) - 1, high - low
+    unit = np.clip((values - low) / (span if abs(span) > 1e-9 else 1e-9), 0, 1) * top
     return np.rint(unit).astype(np.uint8) if bits == 8 else np.rint(unit).astype(np.uint16)

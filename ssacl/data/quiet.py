@@ -1,0 +1,14 @@
+"""Keeps the libraries that read patients' files from writing what stands in them."""
+
+from __future__ import annotations
+
+import logging
+
+
+def quiet_loggers(*names: str) -> None:
+    """Let these loggers write errors' severity and above only. Called where such a library is used; it stays so for the process.
+
+    pydicom quotes header values in its warnings, Pillow the text of EXIF tags at DEBUG, DICOMweb clients the UIDs that they ask for.
+    """
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
