@@ -74,7 +74,7 @@ def readable(card: dict[str, Any]) -> str:
         *_table(("split", "samples", "patients"), [(split, card["samples"][split], card["patients"][split]) for split in SPLITS]),
         *_table(("finding", *_STATUSES), [(name, *row.values()) for name, row in card["findings"].items()]),
     ]
-    for kind in ("view", "report", "labels", "source", "licence", "polarity", "release"):
+    for kind in ("view", "report", "labels", "source", "licence", "polarity", "burned_in_text", "release"):
         lines += _table((kind, "samples"), card.get(kind, {}).items())
     lines += _table(("left out (`ledger.jsonl`)", "times"), card["left_out"].items())
     lines += _table(("setting", "value"), card["settings"].items())
