@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVERS := orthanc orthanc-dicomweb
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test setup-servers lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Make .venv with the pinned packages (a second when it is there already)
 
@@ -26,6 +27,13 @@ demo: setup ## From nothing to a served draft report with evidence, in demo_out/
 
 test: setup ## Every test; those that need a server start it themselves
 	$(BIN)/python -m pytest
+
+setup-servers: ## Programs that some tests start, from Debian's packages; needs root. Without them those tests skip and say so
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SERVERS); \
+	else \
+		echo "not installed: $(SERVERS); as root on Debian: apt-get install $(SERVERS)"; \
+	fi
 
 lint: setup ## What pre-commit and CI check
 	$(BIN)/ruff format --check .

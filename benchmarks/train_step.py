@@ -61,6 +61,11 @@ class Timed:
 
     wiring: str
     dtype: str
+    compile: bool = False
+    checkpointing: bool = False
+    """Blocks are computed again in the backward pass."""
+    without: frozenset[str] = frozenset()
+    """Of the release's work: `release_cost.SAVINGS` that are taken."""
     forward_s: list[float] = field(default_factory=list)
     backward_s: list[float] = field(default_factory=list)
     optimizer_s: list[float] = field(default_factory=list)
@@ -99,11 +104,12 @@ class Timed:
         return {name: [round(1e3 * min(values), 2), round(1e3 * max(values), 2)] for name, values in parts.items()}
 
 
-def configuration(preset: str, wiring: str) -> Config:
+def configuration(preset: str, wiring: str, checkpointing: bool = False) -> Config:
     """The configuration of one variant; `release` and `official` share theirs."""
+    model = {"wiring": "paper" if wiring == "paper" else "official", "activation_checkpointing": checkpointing, **SIZES[preset]}
     return parse_config(
         {
-            "model": {"wiring": "paper" if wiring == "paper" else "official", **SIZES[preset]},
+            "model": model,
             "losses": {"grounding": {"enabled": False}},
         }
     )
@@ -118,15 +124,16 @@ def text_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def build(config: Config, wiring: str, device: torch.device) -> nn.Module:
+def build(config: Config, wiring: str, device: torch.device, without: frozenset[str] = frozenset()) -> nn.Module:
     """A fresh model with the same random weights for every wiring."""
     torch.manual_seed(0)
     sizes = config.model
     vocabulary = Vocabulary(sizes.language.vocab_size, 0)
     tokenizers: Any = SimpleNamespace(text=text_tokenizer(sizes.text.vocab_size), lm=vocabulary)
     # The paper's wiring reads vocabulary sizes from the tokenizers: here they are the configuration's.
-    make = ReleaseWork if wiring == "release" else SSACL
-    return make(sizes, config.losses, tokenizers).to(device).train()
+    parts = (sizes, config.losses, tokenizers)
+    model = ReleaseWork(*parts, without) if wiring == "release" else SSACL(*parts)
+    return model.to(device).train()
 
 
 def random_batch(config: Config, rows: int, device: torch.device) -> Batch:
@@ -180,8 +187,8 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
     device = torch.device(options.device)
     # Ours as `ssacl train` runs; the release does no such thing.
     keep_freed_memory(timed.wiring != "release" and not options.default_allocator)
-    config = configuration(options.preset, timed.wiring)
-    model, batch = build(config, timed.wiring, device), random_batch(config, options.batch, device)
+    config = configuration(options.preset, timed.wiring, timed.checkpointing)
+    model, batch = build(config, timed.wiring, device, timed.without), random_batch(config, options.batch, device)
     core: SSACL = model.model if isinstance(model, ReleaseWork) else model  # type: ignore[assignment]
     timed.work = step_flops(core, batch, timed.wiring, timed.dtype, device.type == "cuda")
     # The findings head, the region head and the vocabulary head that no loss reads are not trained.
@@ -192,14 +199,15 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
         for parameter in group["params"]:
             parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
-    run = torch.compile(model) if options.compile else model
+    if timed.compile:
+        core.compile_blocks()
     _reset_peak(device)
     for step in range(warm_up + steps):
         optimizer.zero_grad(set_to_none=True)
         autocast: AbstractContextManager[Any] = torch.autocast(device.type, torch.bfloat16) if timed.dtype == "bf16" else nullcontext()
         marks = [_now(device)]
         with autocast:
-            total = total_loss(run, batch, config)
+            total = total_loss(model, batch, config)
         marks.append(_now(device))
         total.backward()
         marks.append(_now(device))
@@ -210,7 +218,7 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
             for values, start, end in zip((timed.forward_s, timed.backward_s, timed.optimizer_s), marks, marks[1:], strict=False):
                 values.append(end - start)
     timed.peak_bytes = max(timed.peak_bytes, _peak(device))
-    del model, run, core, optimizer, batch, total, groups
+    del model, core, optimizer, batch, total, groups
     gc.collect()
     # The next variant's memory is counted from nothing.
     keep_freed_memory(False)
@@ -273,11 +281,11 @@ def measure(options: argparse.Namespace) -> Measurement:
 
 def _variants(options: argparse.Namespace) -> list[Timed]:
     if options.compare is None:
-        return [Timed(options.wiring, options.dtype)]
+        return [Timed(options.wiring, options.dtype, options.compile)]
     pairs = [item.partition(":") for item in options.compare.split(",")]
     if any(wiring not in WIRINGS or dtype not in DTYPES for wiring, _, dtype in pairs):
         raise ConfigError(f"--compare takes WIRING:DTYPE,... with {', '.join(WIRINGS)} and {', '.join(DTYPES)}; as in {COMPARED}.")
-    return [Timed(wiring, dtype) for wiring, _, dtype in pairs]
+    return [Timed(wiring, dtype, options.compile and wiring != "release") for wiring, _, dtype in pairs]
 
 
 def _milliseconds(values: list[float]) -> float:
@@ -319,7 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="images (default 4)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the whole step's forward")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks, as engine.compile does")
     parser.add_argument("--rounds", type=int, default=3, help="times that each variant's turn comes, with a fresh model (default 3)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each turn (default 2)")
     parser.add_argument("--default-allocator", action="store_true", help="do not let the process keep freed memory, as training does")

@@ -63,6 +63,7 @@ def run_evaluation(
     num_workers: int = 1,
     progress: bool = False,
     options: GenerationOptions | None = None,
+    chexbert_folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate, write `out_folder/scorecard.json`, print the table; returns the card.
 
@@ -72,6 +73,8 @@ def run_evaluation(
         More than 1: that many Ray actors.
     progress
         Show a bar while the checkpoint answers, and the table at the end.
+    chexbert_folder
+        See `evaluate_split`.
 
     Raises
     ------
@@ -80,15 +83,16 @@ def run_evaluation(
     """
     checkpoint, data = _anywhere(checkpoint_url), _anywhere(data_url)
     total = num_cases_to_answer(data, split, limit, with_truth=truth_folder is not None)
+    settings = {"options": options, "chexbert_folder": chexbert_folder}
     with ProgressBar("evaluate", total=total, unit="cases") as bar:
         advance = bar.advance if progress else None
         if num_workers <= 1:
-            evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, options=options)
+            evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, **settings)
         else:
             with ray_session(num_cpus=num_workers):
                 runner = ActorRunner(checkpoint, data, num_workers)
                 try:
-                    evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, options=options, runner=runner)
+                    evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, **settings, runner=runner)
                 finally:
                     runner.stop()
     card = make_card(evaluation)

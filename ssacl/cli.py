@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ssacl import __version__
-from ssacl.commands import checkpoint, data, doctor, evaluate, later, predict, serve, train
+from ssacl.commands import checkpoint, data, doctor, evaluate, ground, later, predict, serve, train
 from ssacl.errors import NotBuiltError, SSACLError
 
 EXAMPLES = """\
@@ -21,6 +21,7 @@ the way from pictures to a served draft report:
   ssacl train --config configs/phantom_tiny.yaml data.url=shards
   ssacl evaluate reports --checkpoint runs/phantom_tiny/model --data shards --out scores
   ssacl predict --checkpoint runs/phantom_tiny/model --out drafts FILM.dcm ...
+  ssacl ground --checkpoint runs/phantom_tiny/model --film FILM.dcm --out evidence "left pleural effusion"
   ssacl serve --checkpoint runs/phantom_tiny/model --port 8000
 
 data sets and runs may be folders or s3://bucket/prefix; endpoint and keys come from AWS_ENDPOINT_URL,
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
     parser.set_defaults(takes_anything=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, train, evaluate, predict, serve, checkpoint, doctor, later):
+    for module in (data, train, evaluate, predict, ground, serve, checkpoint, doctor, later):
         module.add_parsers(commands)
     return parser
 

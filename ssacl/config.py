@@ -46,6 +46,7 @@ class DataConfig(_Section):
     text_max_tokens: Count = Field(100, description="Longest text-encoder input, in tokens.")
     lm_max_tokens: Count = Field(100, description="Longest prompt, and longest report, for the language model in training, in tokens.")
     entity_prompt_share: Fraction = Field(0.5, description="Probability that the entities are put before the report in training.")
+    entity_prompt_coin: Literal["sample", "batch"] = Field("sample", description="What the coin is tossed for; per batch, as released.")
     shuffle_sentences: bool = Field(True, description="Shuffle and randomly truncate the sentences of the contrastive text.")
     uncertain: Literal["present", "absent", "ignore"] = Field("present", description="What an uncertain finding counts as.")
     sections: Literal["findings", "impression", "both"] = Field("both", description="Which report sections are the training text.")
@@ -53,11 +54,20 @@ class DataConfig(_Section):
     warp_rotate_deg: float = Field(15.0, ge=0, le=90, description="Warp of the masked pass: rotation in +- degrees.")
     warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
     warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
-    num_loader_threads: int = Field(2, ge=0, description="Threads that read and decode ahead; 0 decodes in the training thread.")
+    num_loader_threads: int = Field(2, ge=0, description="Threads (or processes) per rank that decode ahead; 0: in the training thread.")
+    loader_kind: Literal["threads", "processes"] = Field(
+        "threads", description="What decodes; processes do not wait for the interpreter, and start in some seconds."
+    )
+    prefetch_batches: Count = Field(4, description="Micro batches per rank that are read, decoded or waiting, at most.")
+    num_reader_threads: Count = Field(8, description="Range reads at a time, per rank.")
+    read_ahead_mb: float = Field(384.0, ge=0, description="Encoded samples per rank that are read beside others and not yet due, in MiB.")
+    cache_mb: float = Field(256.0, ge=0, description="Encoded samples per rank kept for later epochs, in MiB; 0: none.")
+    shuffle_lanes: Count = Field(256, description="Blocks that batches are dealt from at a time, over all ranks; see ssacl/data/order.py.")
+    shuffle_block: Count = Field(16, description="Neighbours in a shard that are read together; 1: every sample by itself, any order.")
     last_batch: Literal["drop", "wrap"] = Field(
         "drop", description="The last partial global batch of an epoch: dropped, or filled from its start."
     )
-    max_bad_samples: int = Field(100, ge=0, description="Damaged samples skipped before the run stops.")
+    max_bad_samples: int = Field(100, ge=0, description="Different damaged samples that a rank skips before the run stops.")
 
 
 class VisionConfig(_Section):
@@ -131,8 +141,14 @@ class ModelConfig(_Section):
     text: TextConfig = TextConfig()
     language: LanguageConfig = LanguageConfig()
     findings_in_prefix: bool = Field(
-        True,
-        description="`paper` wiring: leaf slots of the report's prefix also say which findings show there, so that words get their side.",
+        False,
+        description="`paper` wiring: leaf slots of the report's prefix also say which findings show there, so that words get their side. "
+        "The stage `findings` then comes before `generation`, and the encoder is frozen in it.",
+    )
+    findings_from_pooled: bool = Field(
+        False,
+        description="The findings head reads the encoder's pooled features too, as in the paper's test stage (`official`: always); where "
+        "films are few, they remember films.",
     )
     activation_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
 
@@ -197,7 +213,7 @@ class EngineConfig(_Section):
     offload: Literal["none", "cpu"] = "none"
     micro_batch_size: Count = Field(32, description="Samples per rank and forward pass.")
     accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")
-    compile: bool = Field(False, description="torch.compile the encoders.")
+    compile: bool = Field(False, description="torch.compile the blocks of encoder and pixel decoder.")
 
 
 class StageConfig(_Section):
@@ -220,6 +236,12 @@ class RunConfig(_Section):
     name: str = Field("ssacl", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="The same name on the same storage resumes.")
     storage_url: str = Field("runs", description="Folder or s3:// prefix for checkpoints and metrics.")
     seed: int = 0
+    init_from: str = Field(
+        "", description="Model folder (or s3:// prefix of one) whose weights and tokenizers the run starts from; empty: from scratch."
+    )
+    init_encoder_from: str = Field(
+        "", description="MAE ViT checkpoint (.pth file) whose encoder the run starts from; empty: from scratch, or init_from's."
+    )
     num_train_workers: int | tuple[int, int] = Field(1, description="Ray Train workers; a pair is an elastic (min, max).")
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False

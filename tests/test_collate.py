@@ -75,13 +75,15 @@ def test_a_row_depends_on_seed_epoch_and_key_only(tokenizers: Tokenizers) -> Non
 
 
 def test_evaluation_is_plain_and_the_same_in_every_epoch(tokenizers: Tokenizers) -> None:
-    make = collator(tokenizers, training=False, augment=AugmentConfig(flip="naive"), lm_max_tokens=2)
+    make = collator(tokenizers, training=False, augment=AugmentConfig(flip="naive"))
     batch = make([sample("a")], 0)
     assert same(batch, make([sample("a")], 7))
     assert tokenizers.lm.decode(batch.report_ids[0]) == FINDING_TEXT + "\n"
     assert tokenizers.lm.decode(batch.prompt_ids[0]) == "Pneumonia, Pleural Effusion\n"
     assert batch.text_ids[0].tolist() == tokenizers.text_ids(FINDING_TEXT)
     assert batch.image[0, 0, 16, 2] > batch.image[0, 0, 16, 28]
+    cut = collator(tokenizers, training=False, lm_max_tokens=2)([sample("a")], 0)
+    assert (cut.report_ids.shape[1], cut.prompt_ids.shape[1]) == (2, 2), "validation fits where training did"
 
 
 def test_prompt_coin_policy_and_no_finding(tokenizers: Tokenizers) -> None:
@@ -89,6 +91,10 @@ def test_prompt_coin_policy_and_no_finding(tokenizers: Tokenizers) -> None:
     share = collator(tokenizers, entity_prompt_share=0.5)(samples, 0).prompt_mask.any(1).float().mean()
     assert 0.35 < share < 0.65
     assert collator(tokenizers, entity_prompt_share=0.0)(samples[:9], 0).prompt_mask.sum() == 0
+    by_batch = collator(tokenizers, entity_prompt_share=0.5, entity_prompt_coin="batch")
+    tossed = [by_batch(samples[i : i + 4], 0).prompt_mask.any(1) for i in range(0, 200, 4)]
+    assert all(bool(rows.all()) or not bool(rows.any()) for rows in tossed)
+    assert 0.25 < torch.stack(tossed).float().mean() < 0.75
     plain = collator(tokenizers, training=False, uncertain="absent")([sample("a"), sample("b", "Normal chest.")], 0)
     prompts = [tokenizers.lm.decode(ids[mask]) for ids, mask in zip(plain.prompt_ids, plain.prompt_mask, strict=True)]
     assert prompts == ["Pleural Effusion\n", "No Finding\n"]
@@ -180,7 +186,7 @@ def test_naive_flip_turns_the_picture_alone_and_unmirrorable_text_stays(tokenize
     assert flipped
     assert torch.equal(batch.report_ids, plain.report_ids)
     assert torch.equal(batch.entities, plain.entities)
-    assert not _flipping(tokenizers, "laterality_swap", "RLL opacity.")[1]
+    assert not _flipping(tokenizers, "laterality_swap", "RML opacity.")[1]
     assert not _flipping(tokenizers, "none", FINDING_TEXT)[1]
 
 

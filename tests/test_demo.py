@@ -18,7 +18,7 @@ import pytest
 from ssacl.training.checkpoint import load_model_folder
 
 ROOT = Path(__file__).parents[1]
-STAGES = "[{kind: contrastive, num_steps: 4}, {kind: generation, num_steps: 3}, {kind: findings, num_steps: 3}]"
+STAGES = "[{kind: contrastive, num_steps: 4}, {kind: findings, num_steps: 3}, {kind: generation, num_steps: 3, freeze_encoder: true}]"
 SMALL = [f"run.stages={STAGES}", "engine.micro_batch_size=8", "run.log_every_steps=1", "run.validate_every_steps=100"]
 SCORES = ("findings_f1_micro_14", "findings_f1_macro_14", "clinical_f1_micro_14", "clinical_f1_macro_14", "bleu_4", "rouge_l")
 SCORES += ("left_lung_pointing", "right_lung_pointing", "all_iou")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from training_set import NUM_SAMPLES, tiny_config, write_training_set
 
+from ssacl.anatomy import LEAVES, FindingStatus
 from ssacl.atlas import CHART
 from ssacl.data.collate import Collator
 from ssacl.data.loader import StreamingLoader
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
+from ssacl.losses.region_text import entities
 from ssacl.losses.warp import patch_centres, warp_images
-from ssacl.models.findings_head import REGISTERED_PX, FindingsHead, FindingsInputs, register
+from ssacl.models.findings_head import REGISTERED_PX, FindingsHead, FindingsInputs, head_loss, register
 from ssacl.models.ssacl import SSACL
 from ssacl.training.frozen import FrozenSamples, freeze_samples
 
@@ -56,7 +59,7 @@ def test_a_flat_film_and_attention_without_a_place_stay_finite() -> None:
 
 def test_the_head_learns_what_is_somewhere_and_what_is_anywhere() -> None:
     torch.manual_seed(0)
-    head = FindingsHead(8)
+    head = FindingsHead(8, with_pooled=True)
     films = torch.randn(64, 1, REGISTERED_PX, REGISTERED_PX) * 0.3
     target = torch.zeros(64, 14)
     for row in range(64):
@@ -67,15 +70,31 @@ def test_the_head_learns_what_is_somewhere_and_what_is_anywhere() -> None:
             at = 8 * (row % 9)
             films[row, 0, at : at + 6, 40:46] -= 4.0
             target[row, 1] = 1.0
-    inputs = FindingsInputs(films, torch.zeros(64, 16), torch.zeros(64, 14))
+    status = torch.full((64, 25, 14), int(FindingStatus.UNMENTIONED))
+    # The square lies at the left or the right lower zone, and the words say which.
+    right = LEAVES.index("right lower lung zone"), LEAVES.index("left lower lung zone")
+    for row in range(1, 64, 2):
+        if row % 4 == 3:
+            films[row] = films[row].flip(-1)
+        status[row, right[row % 4 == 3]] = FindingStatus.ABSENT
+        status[row, right[row % 4 == 3], 0] = FindingStatus.PRESENT
+        status[row, right[row % 4 != 3]] = FindingStatus.ABSENT
+    inputs = FindingsInputs(films, torch.zeros(64, 16))
+    yes = torch.ones(64, dtype=torch.bool)
     optimizer = torch.optim.AdamW(head.parameters(), lr=4e-3)
     for _ in range(40):
-        loss = nn.functional.binary_cross_entropy_with_logits(head(inputs), target)
+        loss = head_loss(head(inputs), target.long(), yes, status, yes, "present")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    right = (head(inputs)[:, :2] > 0) == (target[:, :2] > 0.5)
-    assert float(right.float().mean()) > 0.95
+    with torch.no_grad():
+        read = head(inputs)
+    assert float(((read.image_BF[:, :2] > 0) == (target[:, :2] > 0.5)).float().mean()) > 0.95
+    told = read.leaves_BMF[1::2, right, 0].argmax(1) == (torch.arange(1, 64, 2) % 4 == 3).long()
+    assert float(told.float().mean()) > 0.95
+    # A cell of the atlas' frame: where the square was, and not on the other side.
+    cells = read.cells_BFCC[1::4, 0].sigmoid().mean(0)
+    assert float(cells[8:11, 1:3].mean()) > 3 * float(cells[8:11, 9:11].mean())
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +134,31 @@ def test_batches_are_the_same_however_they_are_spread_and_wherever_they_start(
     whole = samples.batches(seed=3, micro_batch_size=8, world_rank=0, world_size=1)
     first, second = next(whole), next(whole)
     halves = [next(samples.batches(3, 4, rank, 2)) for rank in (0, 1)]
-    torch.testing.assert_close(first.inputs.registered_B1RR, torch.cat([half.inputs.registered_B1RR for half in halves]))
+    for name in ("registered_B1RR", "pooled_BD"):
+        torch.testing.assert_close(getattr(first.inputs, name), torch.cat([getattr(half.inputs, name) for half in halves]))
+    assert torch.equal(first.entities, torch.cat([half.entities for half in halves]))
     resumed = next(samples.batches(3, 8, 0, 1, first=1))
     torch.testing.assert_close(second.inputs.registered_B1RR, resumed.inputs.registered_B1RR, rtol=0, atol=0)
     assert not torch.equal(first.labels, second.labels) or not torch.equal(first.inputs.pooled_BD, second.inputs.pooled_BD)
+
+
+def test_a_mirrored_film_has_its_leaves_findings_mirrored(frozen: tuple[SSACL, StreamingLoader, FrozenSamples]) -> None:
+    _, _, samples = frozen
+    # Sided on purpose: the film is bright on its left half, and one leaf speaks of it.
+    film = torch.zeros_like(samples.inputs.registered_B1RR)
+    film[..., : REGISTERED_PX // 2] = 1.0
+    status = torch.zeros_like(samples.entities)
+    status[:, LEAVES.index("right apical zone"), 3] = int(FindingStatus.PRESENT)
+    sided = replace(samples, inputs=replace(samples.inputs, registered_B1RR=film), entities=status)
+    stream = sided.batches(seed=0, micro_batch_size=16, world_rank=0, world_size=1)
+    sides = []
+    for batch in (next(stream) for _ in range(4)):
+        bright_left = batch.inputs.registered_B1RR[..., :40].mean((1, 2, 3)) > batch.inputs.registered_B1RR[..., -40:].mean((1, 2, 3))
+        leaf = torch.where(bright_left, LEAVES.index("right apical zone"), LEAVES.index("left apical zone"))
+        assert bool((batch.entities[torch.arange(16), leaf, 3] == FindingStatus.PRESENT).all())
+        assert int((batch.entities == FindingStatus.PRESENT).sum()) == 16
+        sides += bright_left.tolist()
+    assert 0.25 < sum(sides) / len(sides) < 0.75
 
 
 def test_kept_inputs_give_the_loss_of_the_whole_pass(frozen: tuple[SSACL, StreamingLoader, FrozenSamples]) -> None:
@@ -126,8 +166,9 @@ def test_kept_inputs_give_the_loss_of_the_whole_pass(frozen: tuple[SSACL, Stream
     batch = next(iter(loader))
     model.eval()
     with torch.no_grad():
-        nn.init.normal_(model.findings_head.pooled.weight)
+        nn.init.normal_(model.findings_head.somewhere.weight)
         whole = model(batch, "findings").total
-        logits = model.findings_logits(model.encode(batch.image))
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, (batch.labels == 1).float())
+        read = model.findings_read(model.encode(batch.image))
+    loss = nn.functional.binary_cross_entropy_with_logits(read.image_BF, (batch.labels == 1).float())
+    loss = loss + entities(read.leaves_BMF, batch.entities, batch.has_text)
     torch.testing.assert_close(whole, loss, rtol=1e-5, atol=1e-6)

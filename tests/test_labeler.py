@@ -3,9 +3,12 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssacl.anatomy import FINDINGS, LEAVES, NODES, FindingStatus
 from ssacl.data.labeler import entities, label_report, label_sentence, sentence_place
+from ssacl.data.lexicon import MENTIONS, SOFT_MENTIONS, STEMS
 from ssacl.data.places import nodes_of
 
 P, A, U = FindingStatus.PRESENT, FindingStatus.ABSENT, FindingStatus.UNCERTAIN
@@ -97,6 +100,33 @@ SENTENCES: list[tuple[str, dict[str, FindingStatus]]] = [
     ("There are no XXXX of a pleural effusion.", {"PE": A}),
     ("There is no pulmonary edema, and the heart is enlarged.", {"ED": A, "CM": P}),
     ("Lung volumes are low with bibasilar atelectasis, no effusion.", {"AT": P, "PE": A}),
+    ("Heart size borderline enlarged.", {"CM": U}),
+    ("Infection is not excluded.", {"PN": U}),
+    ("A trace effusion is difficult to exclude.", {"PE": U}),
+    ("Rather than pneumonia, this reflects edema.", {"PN": A, "ED": P}),
+    ("Edema rather than pneumonia.", {"ED": P, "PN": A}),
+    ("Consolidation, correlate clinically for pneumonia.", {"CO": P, "PN": U}),
+    ("Differential diagnosis includes chronic lung disease, edema, pneumonia.", {"ED": U, "PN": U}),
+    ("Recommend film to allow clearing of the opacities.", {}),
+    ("Interstitial infiltrates and pulmonary venous engorgement have resolved.", {"LO": A, "ED": A}),
+    ("Slight cardiomegaly with no failure or pneumonia.", {"CM": P, "ED": A, "PN": A}),
+    ("No laryngeal edema.", {}),
+    ("Hardware failure.", {"SD": P}),
+    ("Interstitial and nodular opacities.", {"LO": P, "LL": P}),
+    ("Deformity of the lateral left 6th rib.", {"FX": U}),
+    ("Mild wedge deformity of T8.", {"FX": P}),
+    ("HEART: Enlarged.", {"CM": P}),
+    ("LUNGS: Clear.", CLEAR),
+    ("Pneumothorax: None.", {"PX": A}),
+    ("HEART AND MEDIASTINUM: Normal.", {"CM": A, "ECM": A}),
+    ("Lungs are clear without evidence of focal airspace disease.", CLEAR),
+    ("Osseous structures demonstrate disc disease without acute abnormality.", {"FX": A}),
+    ("Stable nonenlarged cardiac silhouette.", {"CM": A}),
+    ("Normal heart size, mediastinal calcifications.", {"CM": A}),
+    ("No pleural air collections.", {"PX": A}),
+    ("Opacity XXXX representing atelectasis.", {"LO": P, "AT": U}),
+    ("Midline sternotomy XXXX.", {"SD": P}),
+    ("___ effusion. There is no ___ pneumothorax.", {"PE": P, "PX": A}),
 ]
 
 
@@ -187,11 +217,20 @@ def test_every_mention_names_leaves_of_the_graph() -> None:
             assert set(nodes_of(mention.leaves)) <= set(NODES)
 
 
+@pytest.mark.parametrize("finding", list(MENTIONS))
+@given(data=st.data())
+def test_every_mention_holds_a_stem(finding: str, data: st.DataObject) -> None:
+    text = data.draw(st.from_regex(MENTIONS[finding], fullmatch=True, alphabet="abcdefghijklmnopqrstuvwxyz -"))
+    assert STEMS[finding].search(text)
+    if finding in SOFT_MENTIONS:
+        assert STEMS[finding].search(data.draw(st.from_regex(SOFT_MENTIONS[finding], fullmatch=True, alphabet="abcdefghijklmnoprstuy -")))
+
+
 def test_fast_enough() -> None:
     # Distinct texts, so that the cache of repeated sentences does not help.
     texts = [f"{sentence[:-1]} {number}." for number in range(20) for sentence, _ in SENTENCES]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in texts:
         label_sentence(text)
     # 0.3 ms is the goal on a quiet core; three times that still catches a pattern that backtracks.
-    assert (time.perf_counter() - start) / len(texts) < 0.9e-3
+    assert (time.process_time() - start) / len(texts) < 0.9e-3

@@ -1,21 +1,24 @@
 """The streaming loader over real shards: exact epochs, equal steps, resume at any world size, damage, splits."""
 
+import gc
 import itertools
-import json
+import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_collate import VISION, sample
 
 from ssacl.config import DataConfig
 from ssacl.data.collate import Collator
-from ssacl.data.loader import EpochOrder, StreamingLoader, open_split
+from ssacl.data.decoding import make_decoders
+from ssacl.data.loader import StreamingLoader, open_split
+from ssacl.data.order import LaneOrder
 from ssacl.data.records import Sample
 from ssacl.data.shards import ShardIndex, ShardWriter
+from ssacl.data.span_reader import SampleCache, SpanReader
 from ssacl.data.storage import Storage, open_storage
 from ssacl.data.tokenization import Tokenizers, train_tokenizers
 from ssacl.errors import CheckpointError, ConfigError, DataError, SplitError, StorageError
@@ -49,9 +52,15 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 
 def loader(
-    storage: Storage, tokenizers: Tokenizers, split: str = "train", *, training: bool = True, bad: int = 100, **more: object
+    storage: Storage,
+    tokenizers: Tokenizers,
+    split: str = "train",
+    *,
+    training: bool = True,
+    data: dict[str, object] | None = None,
+    **more: object,
 ) -> StreamingLoader:
-    config = DataConfig(max_bad_samples=bad)
+    config = DataConfig(**(data or {}))  # type: ignore[arg-type]
     more = {"num_threads": 0, "micro_batch_size": 2, **more}
     return StreamingLoader(storage, split, Collator(config, VISION, tokenizers, 0, training), **more)  # type: ignore[arg-type]
 
@@ -59,8 +68,8 @@ def loader(
 class KeysOnly(Collator):
     """The real collator's place in the loader, without pictures: `row` is the key."""
 
-    def __init__(self) -> None:
-        self.config, self.training = DataConfig(), True
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.training = config, True
 
     def row(self, sample: Sample, epoch: int):  # type: ignore[no-untyped-def]
         return sample.key
@@ -69,90 +78,9 @@ class KeysOnly(Collator):
         return list(rows)
 
 
-@given(n=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_the_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
-    order = EpochOrder(n, seed, epoch)
-    assert sorted(order[position] for position in range(n)) == list(range(n))
-
-
-def test_the_order_is_mixed_and_new_in_each_epoch() -> None:
-    n = 1000
-    first, second, other = ([EpochOrder(n, seed, epoch)[i] for i in range(n)] for seed, epoch in ((0, 0), (0, 1), (1, 0)))
-    for order in (first, second, other):
-        # Each tenth of the epoch draws from the whole set: its mean is near the middle (standard error 29).
-        assert all(abs(sum(order[i : i + 100]) / 100 - n / 2) < 145 for i in range(0, n, 100))
-    for left, right in itertools.combinations((first, second, other), 2):
-        assert sum(a == b for a, b in zip(left, right, strict=True)) < 12
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    world=st.integers(1, 4),
-    batch=st.integers(1, 4),
-    new_world=st.integers(1, 4),
-    new_batch=st.integers(1, 4),
-    stop=st.integers(0, 30),
-    threads=st.sampled_from([0, 2]),
-    wrap=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_every_epoch_is_exact_over_ranks_and_resumes(
-    stored: Storage, world: int, batch: int, new_world: int, new_batch: int, stop: int, threads: int, wrap: bool, seed: int
-) -> None:
-    """Samples handed out in the epoch that was interrupted, by both worlds together: none twice, none missing but a dropped rest."""
-
-    last_batch = "wrap" if wrap else "drop"
-
-    def ranks(size: int, micro: int) -> list[StreamingLoader]:
-        return [StreamingLoader(stored, "train", KeysOnly(), rank, size, micro, seed, last_batch, threads) for rank in range(size)]
-
-    seen: dict[int, list[str]] = {}
-
-    def advance(loaders: list[StreamingLoader], steps: int) -> None:
-        ways = [iter(each) for each in loaders]
-        for _ in range(steps):
-            parts = [next(way) for way in ways]
-            states = [each.state_dict() for each in loaders]
-            assert all(state == states[0] for state in states)
-            assert all(len(part) == len(parts[0]) for part in parts)
-            seen.setdefault(states[0]["epoch"], []).extend(itertools.chain(*parts))
-
-    first = ranks(world, batch)
-    steps = stop % (2 * first[0].steps_per_epoch + 1)
-    advance(first, steps)
-    state = json.loads(json.dumps(first[0].state_dict()))
-    second = ranks(new_world, new_batch)
-    for each in second:
-        each.load_state_dict(state)
-    # To the end of the interrupted epoch, and one whole epoch more.
-    epoch = state["epoch"]
-    left = NUM_TRAIN - state["samples_consumed"]
-    size = new_world * new_batch
-    advance(second, (-(-left // size) if wrap else left // size) + second[0].steps_per_epoch)
-    everything = {f"train{index:03d}" for index in range(NUM_TRAIN)}
-    for number in range(epoch + 2):
-        counts = Counter(seen.get(number, []))
-        assert set(counts) <= everything
-        if wrap:
-            assert set(counts) == everything
-            assert sum(counts.values()) < NUM_TRAIN + max(size, world * batch)
-        else:
-            assert set(counts.values()) <= {1}
-            assert len(counts) > NUM_TRAIN - max(size, world * batch)
-
-
-def test_global_batches_do_not_depend_on_the_world_size(stored: Storage) -> None:
-    def batches(world: int) -> list[set[str]]:
-        ways = [iter(StreamingLoader(stored, "train", KeysOnly(), rank, world, 4 // world, 7)) for rank in range(world)]
-        return [set(itertools.chain(*(next(way) for way in ways))) for _ in range(12)]
-
-    assert batches(1) == batches(2) == batches(4)
-
-
 def test_threads_give_the_same_batches_in_order(stored: Storage, tokenizers: Tokenizers) -> None:
     alone = iter(loader(stored, tokenizers, seed=3))
-    threaded = iter(loader(stored, tokenizers, seed=3, num_threads=3, prefetch=5))
+    threaded = iter(loader(stored, tokenizers, seed=3, num_threads=3))
     for _ in range(25):
         one, two = next(alone), next(threaded)
         assert one.keys == two.keys
@@ -161,8 +89,40 @@ def test_threads_give_the_same_batches_in_order(stored: Storage, tokenizers: Tok
         assert torch.equal(one.mask_noise, two.mask_noise)
 
 
+class HeldBack:
+    """A storage whose range reads wait until they are let go."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self.go = storage, threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._storage, name)
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        assert end is None or self.go.wait(20)
+        return self._storage.read(key, start, end)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_batch_that_is_used_is_given_up(stored: Storage, tokenizers: Tokenizers, num_threads: int) -> None:
+    """The reads that a batch waited for are held for later samples; that must not hold the batch."""
+    storage = HeldBack(stored)
+    each = loader(storage, tokenizers, data={"shuffle_lanes": 2, "shuffle_block": 8})  # type: ignore[arg-type]
+    reader = SpanReader(storage, each._index, SampleCache(0), 2, 1 << 20)  # type: ignore[arg-type]
+    decoders = make_decoders(each._collator, num_threads, "threads")
+    job = each._start(next(each._plans(0, 0)), reader, decoders)
+    storage.go.set()
+    batch = weakref.ref(job.result().batch)  # type: ignore[arg-type]
+    del job
+    gc.collect()
+    assert reader.held_bytes > 0
+    assert batch() is None
+    reader.close()
+    decoders.close()
+
+
 def test_state_counts_what_was_handed_out_not_what_is_prefetched(stored: Storage, tokenizers: Tokenizers) -> None:
-    each = loader(stored, tokenizers, num_threads=2, prefetch=6)
+    each = loader(stored, tokenizers, num_threads=2)
     way = iter(each)
     for _ in range(3):
         next(way)
@@ -186,9 +146,34 @@ def test_damaged_samples_are_replaced_counted_and_limited(tmp_path: Path, tokeni
     again = [batch.keys for batch, _ in zip(loader(storage, tokenizers, micro_batch_size=4), range(2), strict=False)]
     assert again == [batch.keys for batch in batches]
     with pytest.raises(DataError, match=r"more than data\.max_bad_samples=0"):
-        list(zip(loader(storage, tokenizers, micro_batch_size=4, bad=0), range(2), strict=False))
-    with pytest.raises(DataError, match="All 1 samples of a batch are damaged"):
-        list(zip(loader(storage, tokenizers, micro_batch_size=1, num_threads=2), range(8), strict=False))
+        list(zip(loader(storage, tokenizers, micro_batch_size=4, data={"max_bad_samples": 0}), range(2), strict=False))
+
+
+def test_a_batch_of_damaged_samples_alone_is_stood_in_for_and_a_set_of_them_stops(tmp_path: Path, tokenizers: Tokenizers) -> None:
+    broken = tuple(f"train{index:03d}" for index in range(6))
+    some = loader(write_set(tmp_path / "some", {"train": 8}, broken=broken), tokenizers, micro_batch_size=1, num_threads=2)
+    keys = [key for batch in itertools.islice(some, 24) for key in batch.keys]
+    assert set(keys) == {"train006", "train007"}
+    # Three epochs: a sample that is met again is not counted again.
+    assert some.bad_samples == {"ImageError": 6}
+    every = loader(write_set(tmp_path / "all", {"train": 6}, broken=broken), tokenizers, micro_batch_size=1)
+    with pytest.raises(DataError, match="or all that there are"):
+        next(iter(every))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_damage_changes_neither_steps_nor_state_nor_global_batches(tmp_path: Path, tokenizers: Tokenizers, world: int) -> None:
+    broken = ("train002", "train003", "train009")
+    storage = write_set(tmp_path, {"train": 12}, broken=broken)
+    order = LaneOrder(12, 5, 0, DataConfig().shuffle_lanes, DataConfig().shuffle_block)
+    names = [f"train{order[position]:03d}" for position in range(12)]
+    wanted = [next(name for name in names[position:] + names if name not in broken) for position in range(12)]
+    ranks = [loader(storage, tokenizers, world_rank=rank, world_size=world, micro_batch_size=4 // world, seed=5) for rank in range(world)]
+    ways = [iter(rank) for rank in ranks]
+    for start in (0, 4, 8):
+        keys = [key for way in ways for key in next(way).keys]
+        assert sorted(keys) == sorted(wanted[start : start + 4])
+        assert {rank.state_dict()["samples_consumed"] for rank in ranks} == {start + 4}
 
 
 def test_flipped_bytes_in_a_shard_are_met_as_damage(tmp_path: Path, tokenizers: Tokenizers) -> None:
@@ -213,7 +198,8 @@ def test_a_missing_shard_stops_the_run(tmp_path: Path, tokenizers: Tokenizers) -
 
 def test_later_epochs_are_read_from_memory(tmp_path: Path, tokenizers: Tokenizers) -> None:
     storage = write_set(tmp_path, {"train": 4})
-    cached, uncached = loader(storage, tokenizers), loader(storage, tokenizers, cache_mb=0)
+    one_at_a_time = {"prefetch_batches": 1}
+    cached, uncached = (loader(storage, tokenizers, data=one_at_a_time | more) for more in ({}, {"cache_mb": 0}))
     ways = iter(cached), iter(uncached)
     for way in ways:
         next(way), next(way)
@@ -258,6 +244,7 @@ def test_foreign_states_are_refused(stored: Storage, tokenizers: Tokenizers, tmp
         ({"seed": 2}, "run.seed=2"),
         ({"samples_consumed": 999}, "out of range"),
         ({"epoch": None}, "damaged"),
+        ({"order": [8, 4]}, r"data\.shuffle_lanes=8 data\.shuffle_block=4 to resume"),
     ):
         with pytest.raises(CheckpointError, match=message):
             each.load_state_dict(state | change)

@@ -124,7 +124,7 @@ def test_frozen_encoder_keeps_its_weights_out_of_generation() -> None:
     config = small_config()
     model = small_model(config)
     names = train_only(model, config, "generation", freeze_encoder=True)
-    assert {name.split(".")[0] for name in names} == {"language", "opt_proj", "leaf_findings"}
+    assert {name.split(".")[0] for name in names} == {"language", "opt_proj"}
     model(random_batch(2, config), "generation").total.backward()
     assert all((parameter.grad is not None) == (name in names) for name, parameter in model.named_parameters())
 
@@ -209,21 +209,26 @@ def test_prefix_masks_class_and_other_leaves() -> None:
 
 
 def test_leaf_slots_say_which_findings_show_there_once_trained_to() -> None:
-    config = small_config()
+    config = small_config(model__findings_in_prefix=True)
     model, batch = small_model(config), random_batch(1, config)
+    bias = model.findings_head.leaf_bias
     with torch.inference_mode():
         encoded = model.encode(batch.image)
-        seen = encoded.entities_BMF.clone()
-        seen[0, 3, 5] += 9.0
-        other = replace(encoded, entities_BMF=seen)
-        before = [model.prefix(each, batch.leaf_mask)[0] for each in (encoded, other)]
-        assert torch.equal(*before), "starts at zero: an imported model's prefix is unchanged"
+
+        def prefixes() -> list[torch.Tensor]:
+            made = []
+            for more in (0.0, 9.0):
+                bias.data[3, 5] += more
+                made.append(model.prefix(encoded, batch.leaf_mask)[0])
+            bias.data[3, 5] -= 9.0
+            return made
+
+        assert torch.equal(*prefixes()), "starts at zero: an imported model's prefix is unchanged"
         torch.nn.init.normal_(model.leaf_findings.weight)
-        plain, told = (model.prefix(each, batch.leaf_mask)[0] for each in (encoded, other))
+        plain, told = prefixes()
     changed = (plain != told).any(-1)[0]
     assert changed.nonzero()[:, 0].tolist() == [3]
-    assert small_model(small_config(losses__grounding={"enabled": False})).leaf_findings is None
-    assert small_model(small_config(model__findings_in_prefix=False)).leaf_findings is None
+    assert small_model(small_config()).leaf_findings is None
 
 
 def test_findings_lead_to_anatomy() -> None:

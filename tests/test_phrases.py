@@ -17,6 +17,8 @@ from ssacl.data.dicom import Picture, read_picture
 from ssacl.errors import GenerationError
 from ssacl.inference.generator import ReportGenerator
 from ssacl.losses.warp import patch_centres
+from ssacl.models.findings import soft_maximum_at
+from ssacl.models.findings_head import CELLS, FindingsRead
 
 GRID = 8
 POSE = torch.tensor([[0.75, 0.05], [-0.05, 0.7]])
@@ -44,19 +46,21 @@ def generator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ReportGenerator:
         for node in NODES:
             attention[:, NODE_INDEX[node]] = leaf_MN[[LEAVES.index(leaf) for leaf in leaves_below(node)]].sum(0)
         attention = attention / attention.sum(-1, keepdim=True)
-        shown = torch.full_like(encoded.patch_findings_BNF, -4.0)
-        at = places[LEAVES.index("left costophrenic angle")]
-        shown[..., FINDING_INDEX["Pleural Effusion"]] = 8 * torch.exp(-(points - at).square().sum(-1) / (2 * 0.3**2)) - 4
-        entities = generator._model.region.entity_logits(shown, attention[:, [NODE_INDEX[leaf] for leaf in LEAVES]])
-        return dataclasses.replace(encoded, attention_BGN=attention, patch_findings_BNF=shown, entities_BMF=entities)
+        return dataclasses.replace(encoded, attention_BGN=attention)
 
-    def seen(encoded: object) -> torch.Tensor:
-        logits = torch.full((1, 14), -5.0)
-        logits[:, FINDING_INDEX["Pleural Effusion"]] = 3.0
-        return logits
+    def seen(encoded: object) -> FindingsRead:
+        """An effusion at the left costophrenic angle: in the cells of the atlas' frame, and so at the leaves."""
+        image = torch.full((1, 14), -5.0)
+        cells = torch.full((1, 14, CELLS, CELLS), -4.0)
+        at = torch.tensor(CHART[LEAVES.index("left costophrenic angle")])
+        spot = 8 * torch.exp(-(patch_centres(CELLS) - at).square().sum(-1) / (2 * 0.3**2)) - 4
+        image[:, FINDING_INDEX["Pleural Effusion"]] = 3.0
+        cells[:, FINDING_INDEX["Pleural Effusion"]] = spot.view(CELLS, CELLS)
+        weights = generator._model.findings_head.leaf_cells_MK
+        return FindingsRead(image, soft_maximum_at(cells.flatten(2).transpose(1, 2), weights), cells)
 
     monkeypatch.setattr(generator._model, "encode", grounded)
-    monkeypatch.setattr(generator._model, "findings_logits", seen)
+    monkeypatch.setattr(generator._model, "findings_read", seen)
     return generator
 
 

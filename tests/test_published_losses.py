@@ -100,6 +100,19 @@ def test_consistency_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("num_ranks", [4, 32])
+def test_consistency_holds_no_more_with_more_ranks(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "_PAIRS_PER_CHUNK", 2 * 4 * 5 * 5)
+    monkeypatch.setattr(published, "gather_detached", lambda tensor: tensor.detach().repeat(num_ranks, *[1] * (tensor.ndim - 1)))
+    held: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: held.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        loss = published.anatomical_consistency(features(4, 5, 6), features(4, 5, seed=1), YES[:4], torch.tensor(2.0))
+    assert loss.requires_grad
+    # What is gathered is held; similarities [4, 4 * ranks, 5, 5] are not, neither whole nor by chunk.
+    assert max(held) <= 4 * num_ranks * 5 * 6
+    assert sum(held) < 4 * 4 * num_ranks * 5 * 5
+
+
 def test_own_temperature_unties_the_soft_target() -> None:
     leaves, text = features(3, 4, 6), features(3, 5, seed=1)
     arguments = (leaves, text, YES[:3], torch.tensor(2.0), 0.3, "official")

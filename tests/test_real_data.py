@@ -84,7 +84,7 @@ def samples(data: Path) -> dict[str, list[Sample]]:
 @pytest.fixture(scope="module")
 def model_url(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.set_num_threads(1)
-    stages = "[{kind: contrastive, num_steps: 3}, {kind: generation, num_steps: 3}, {kind: findings, num_steps: 3}]"
+    stages = "[{kind: contrastive, num_steps: 3}, {kind: findings, num_steps: 3}, {kind: generation, num_steps: 3, freeze_encoder: true}]"
     runs = tmp_path_factory.mktemp("runs")
     changed = [f"data.url={data}", f"run.storage_url={runs}", f"run.stages={stages}", "run.num_train_workers=1", "run.log_every_steps=1"]
     quick = ["engine.kind=torch", "engine.precision=fp32", "engine.micro_batch_size=8", "data.num_loader_threads=0"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chexbert_files import published, write_chexbert
 from evaluation_place import Place, make_place
 from rich.console import Console
 
@@ -79,7 +80,7 @@ def test_every_case_of_the_split_is_answered_once_and_in_order(place: Place, eva
         "num_cases": len(entries),
         "limit": None,
     }
-    assert evaluation.predictions.maps.shape == (len(entries), 32, 8, 8)
+    assert evaluation.predictions.maps.shape == (len(entries), 32, 16, 16), "twice as fine as the patches"
 
 
 def test_scores_stand_beside_their_baselines(evaluation: SplitEvaluation) -> None:
@@ -244,6 +245,20 @@ def test_card_states_what_scores_depend_on_and_comes_back(evaluation: SplitEvalu
     print_card(card, Console(file=stream, width=120))
     for word in ("best baseline", "clinical_f1_micro_14", "uncertain counts as present", card["checkpoint"]["model_version"]):
         assert word in stream.getvalue()
+
+
+def test_chexbert_may_read_the_reports(place: Place, perfect: tuple[SplitEvaluation, PerfectRunner], tmp_path: Path) -> None:
+    folder = write_chexbert(tmp_path, published())
+    card = make_card(evaluate_split(place.model, place.data, "test", place.truth, options=FAST, runner=perfect[1], chexbert_folder=folder))
+    assert card["labeler"].startswith("CheXbert ")
+    ours = make_card(perfect[0])
+    assert ours["labeler"] == "ssacl.data.labeler"
+    # The same reports on both sides agree whoever reads them; against the truth, random weights cannot be right.
+    found = {name: each["details"]["reports"]["findings_against"] for name, each in (("chexbert", card), ("ours", ours))}
+    assert found["chexbert"]["reference_reports"]["model"]["f1_micro_14"] == 1
+    assert found["chexbert"]["truth"]["model"]["f1_micro_14"] < found["ours"]["truth"]["model"]["f1_micro_14"]
+    with pytest.raises(CheckpointError, match="CheXbert needs one of each"):
+        evaluate_split(place.model, place.data, chexbert_folder=tmp_path / "nowhere")
 
 
 def test_cards_that_are_none(tmp_path: Path) -> None:

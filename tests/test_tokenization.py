@@ -1,15 +1,17 @@
 """Both tokenizers: training, saving, loading, and what the model relies on."""
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ssacl.anatomy import LEAVES
+from ssacl.anatomy import FINDINGS, LEAVES, NODES
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers, pad, train_tokenizers
-from ssacl.errors import CheckpointError, DataError
+from ssacl.data.vocabulary import WordCounts
+from ssacl.errors import CheckpointError, ConfigError, DataError
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEXTS = [
@@ -49,6 +51,32 @@ def test_training_is_deterministic_and_ignores_order(tokenizers: Tokenizers) -> 
     assert train_tokenizers(TEXTS, 300, 400).text.get_vocab_size() <= 300
 
 
+def test_it_learns_what_training_on_the_texts_themselves_learns(tokenizers: Tokenizers) -> None:
+    """Counted words against the trainers' own reading of the same texts."""
+    names = [", ".join(FINDINGS), ", ".join(NODES)] * 3
+    whole = Tokenizer(models.BPE())
+    whole.pre_tokenizer = tokenizers.lm.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    whole.train_from_iterator([f"{text}\n" for text in (*TEXTS, *names)], trainer=trainer)
+    assert whole.get_vocab().keys() == tokenizers.lm.get_vocab().keys()
+
+
+def test_texts_are_read_once_and_not_kept() -> None:
+    texts = (f"Opacity {number % 300} in the left lung. " * 40 for number in range(200))
+    counts = WordCounts()
+    tracemalloc.start()
+    try:
+        assert counts.add(texts) == 200
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # 260 kB of text, 206 distinct words; what one text needs while it is cut into words is most of the peak.
+    assert peak < 130_000
+    assert counts.byte_pairs(400).backend_tokenizer.encode(" Opacity").tokens == ["ĠOpacity"]
+
+
 def test_round_trips(tokenizers: Tokenizers, tmp_path: Path) -> None:
     tokenizers.save(tmp_path / "folder")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["language_model", "wordpiece.json"]
@@ -79,6 +107,10 @@ def test_named_errors(tokenizers: Tokenizers, tmp_path: Path) -> None:
         Tokenizers.load(open_storage(tmp_path / "empty"))
     with pytest.raises(DataError, match="no report text"):
         train_tokenizers(["", "  "])
+    with pytest.raises(ConfigError, match="text_vocab_size is 0; expected at least 100"):
+        train_tokenizers(TEXTS, 0)
+    with pytest.raises(ConfigError, match="lm_vocab_size is 256"):
+        train_tokenizers(TEXTS, 400, 256)
     tokenizers.save(tmp_path)
     (tmp_path / "wordpiece.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be read"):

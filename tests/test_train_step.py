@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 from types import SimpleNamespace
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import train_step
+from benchmarks import speed_steps, train_step
 from benchmarks.parity import Vocabulary
-from benchmarks.release_cost import ReleaseWork
+from benchmarks.release_cost import SAVINGS, ReleaseWork
 from benchmarks.train_flops import matmul_peak, step_flops
 from benchmarks.train_step import SIZES, build, configuration, measure, random_batch, total_loss
 from ssacl.models import vision
@@ -132,3 +133,50 @@ def test_the_batch_is_the_same_every_time() -> None:
     one, other = random_batch(config, 2, CPU), random_batch(config, 2, CPU)
     assert torch.equal(one.image, other.image)
     assert torch.equal(one.report_ids, other.report_ids)
+
+
+def test_every_saving_leaves_the_losses_as_they_are_and_saves_work() -> None:
+    config = configuration("tiny", "release")
+    batch, reference = random_batch(config, 2, CPU), build(config, "release", CPU).eval()
+    losses, counts = {}, {}
+    for without in (frozenset(), *({name} for name in SAVINGS), set(SAVINGS)):
+        work = build(config, "release", CPU, frozenset(without)).eval()
+        work.load_state_dict(reference.state_dict())
+        name = ",".join(sorted(without))
+        with FlopCounterMode(display=False) as counter:
+            losses[name] = work(batch)
+        counts[name] = counter.get_total_flops()
+    for name, values in losses.items():
+        for loss, value in values.items():
+            torch.testing.assert_close(value, losses[""][loss], rtol=1e-5, atol=1e-6, msg=lambda text, at=(name, loss): f"{at}: {text}")
+    for name in ("one_unmasked_pass", "no_spare_logits", "no_padding"):
+        assert counts[name] < counts[""], name
+
+
+@pytest.mark.slow
+def test_steps_are_timed_row_by_row() -> None:
+    options = argparse.Namespace(
+        preset="tiny", batch=2, device="cpu", rounds=1, steps=1, quick=True, compile=False, default_allocator=False
+    )
+    measured = speed_steps.measure(options)
+    rows = speed_steps.variants(CPU, with_compile=False)
+    assert {"release", "official", "paper", *(f"release, {name}" for name in SAVINGS)} <= rows.keys()
+    for name in rows:
+        assert measured.figures[name]["gradient_ms"] > 0, name
+        assert measured.figures[name]["times_release"] > 0, name
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same capture of graphs as on any device, without the minutes that a CPU's code takes to compile.
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))
+    config = configuration("tiny", "paper")
+    batch, plain, compiled = random_batch(config, 2, CPU), build(config, "paper", CPU).eval(), build(config, "paper", CPU).eval()
+    compiled.compile_blocks()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for model in (plain, compiled):
+        total_loss(model, batch, config).backward()
+    grads = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    for name, parameter in compiled.named_parameters():
+        if name in grads:
+            torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -21,6 +21,9 @@ def add_parsers(commands: Commands) -> None:
     reports.add_argument("--split", default="test", choices=("val", "test"))
     reports.add_argument("--truth", metavar="DIR", help="measuring truth of a phantom data set (NAME_truth)")
     reports.add_argument("--limit", type=int, help="first studies only")
+    reports.add_argument(
+        "--chexbert", metavar="DIR", help="read findings of reports by the CheXbert in DIR (its weights, BERT's vocab.txt)"
+    )
     reports.add_argument("--num-workers", type=int, default=1, help="parallel Ray actors; 1: in this process, without Ray")
     reports.set_defaults(run=_reports)
     not_built(tasks, "grounding", "anatomy and phrase maps against boxes or masks")
@@ -41,5 +44,6 @@ def _reports(options: argparse.Namespace) -> int:
         limit=options.limit,
         num_workers=options.num_workers,
         progress=True,
+        chexbert_folder=Path(options.chexbert) if options.chexbert else None,
     )
     return 0

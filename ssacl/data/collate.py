@@ -58,6 +58,8 @@ class Row:
     text: _Text
     text_ids: list[int]
     prompt_ids: list[int]
+    prompted: bool
+    """The coin of this sample."""
     report_ids: list[int]
     mask_noise: NDArray[np.float32]
     warp: NDArray[np.float32]
@@ -70,8 +72,8 @@ class Collator:
     Parameters
     ----------
     training
-        True: augmentation, shuffled and cut sentences, the prompt by a coin, reports cut to `lm_max_tokens`. False: none of these,
-        the prompt always, and the same masks and warps in every epoch.
+        True: augmentation, shuffled and cut sentences, the prompt by a coin. False: none of these, the prompt always, and the same
+        masks and warps in every epoch. Prompts and reports are cut to `lm_max_tokens` in both, so that validation fits where training did.
     """
 
     def __init__(self, config: DataConfig, vision: VisionConfig, tokenizers: Tokenizers, seed: int, training: bool) -> None:
@@ -102,7 +104,7 @@ class Collator:
         rng = self._rng(epoch, sample.key, "prompt")
         # The coin is tossed for every sample, so that the share does not depend on which have labels.
         prompted = rng.random() < self.config.entity_prompt_share or not self.training
-        limit = self.config.lm_max_tokens if self.training else None
+        limit = self.config.lm_max_tokens
         warp = self._rng(epoch, sample.key, "warp")
         angle = math.radians(self.config.warp_rotate_deg)
         reach = np.array([angle, self.config.warp_log_scale, self.config.warp_shift, self.config.warp_shift])
@@ -111,7 +113,8 @@ class Collator:
             image=square,
             text=text,
             text_ids=self.tokenizers.text_ids(" ".join(self._contrastive(text.sentences, epoch, sample.key)), self.config.text_max_tokens),
-            prompt_ids=text.prompt_ids[:limit] if prompted else [],
+            prompt_ids=text.prompt_ids[:limit],
+            prompted=prompted,
             report_ids=text.report_ids[:limit],
             mask_noise=self._rng(epoch, sample.key, "mask").random(self.vision.num_patches, dtype=np.float32),
             warp=(warp.uniform(-1, 1, 4) * reach).astype(np.float32),
@@ -123,7 +126,9 @@ class Collator:
         if not rows:
             raise DataError("A batch of no samples was asked for; the loader gives at least one.")
         text_ids, text_mask = pad([row.text_ids for row in rows], self.tokenizers.text_pad_id)
-        prompt_ids, prompt_mask = pad([row.prompt_ids for row in rows], self.tokenizers.lm_pad_id)
+        coins = [rows[0].prompted] * len(rows) if self.config.entity_prompt_coin == "batch" else [row.prompted for row in rows]
+        prompts = [row.prompt_ids if coin else [] for row, coin in zip(rows, coins, strict=True)]
+        prompt_ids, prompt_mask = pad(prompts, self.tokenizers.lm_pad_id)
         report_ids, report_mask = pad([row.report_ids for row in rows], self.tokenizers.lm_pad_id)
         places = [(index, *place) for index, row in enumerate(rows) for place in row.text.places]
         sentence_ids, sentence_mask = pad([ids for _, ids, _, _ in places], self.tokenizers.text_pad_id)

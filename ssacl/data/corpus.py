@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 from ssacl.config import DataConfig
@@ -11,9 +10,6 @@ from ssacl.data.reports import training_text
 from ssacl.data.shards import read_sample
 from ssacl.data.storage import Storage, open_storage
 from ssacl.data.tokenization import Tokenizers, train_tokenizers
-from ssacl.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def training_reports(storage: Storage) -> Iterator[str]:
@@ -27,20 +23,16 @@ def training_reports(storage: Storage) -> Iterator[str]:
 def train_dataset_tokenizers(data_url: str, out_url: str | None, text_vocab_size: int, lm_vocab_size: int) -> Tokenizers:
     """Train both tokenizers from the training reports and store them, beside the data set unless `out_url` says where.
 
+    Reports are read one after the other and not kept: see `vocabulary.WordCounts`.
+
     Raises
     ------
     DataError
         The training split has no report.
+    ConfigError
+        A vocabulary is too small.
     """
     storage = open_storage(data_url)
-    texts = list(training_reports(storage))
-    if not texts:
-        raise DataError(
-            "The training split has no report to learn a vocabulary from; give a data set with reports, or another tokenizer_url."
-        )
-    tokenizers = train_tokenizers(texts, text_vocab_size, lm_vocab_size)
+    tokenizers = train_tokenizers(training_reports(storage), text_vocab_size, lm_vocab_size)
     tokenizers.upload(open_storage(out_url) if out_url else storage)
-    logger.info(
-        "tokenizers from %d reports: %d word pieces, %d byte pairs", len(texts), tokenizers.text.get_vocab_size(), len(tokenizers.lm)
-    )
     return tokenizers

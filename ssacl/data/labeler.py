@@ -3,9 +3,11 @@
 Policy
 ------
 - A mention is PRESENT unless a cue in its clause denies it (ABSENT) or doubts it (UNCERTAIN). Of several cues before it the nearest
-  rules; "no ... to suggest X" denies. "X or Y" and "X versus Y", when affirmed, doubt both. "Unlikely", "resolved", "removed" deny.
-  "Consistent with" and "representing" affirm. "Borderline" and a blunted costophrenic angle are UNCERTAIN; "upper limits of normal"
-  is normal.
+  rules; "no ... to suggest X" denies. "X or Y" and "X versus Y", when affirmed, doubt both. "Unlikely", "resolved", "removed",
+  "rather than X" deny. A list after "differential includes" is doubted whole.
+  "Consistent with" and "representing" affirm. "Borderline" and a blunted costophrenic angle are UNCERTAIN, and so is a deformed rib;
+  "upper limits of normal" is normal. De-identification marks: "XXXX representing X" is doubt, "sternotomy XXXX" are its wires; others say
+  nothing. What an uncertain finding counts as is decided by those who use it (`data.uncertain`, `evaluation.clinical.positives`).
 - "History of X", "evaluate for X" and "to document resolution of X" say nothing of the film.
 - Over a report, and over findings and impression alike: PRESENT beats UNCERTAIN beats ABSENT.
 - Normal statements ("the heart is normal in size", "lungs are clear", "no bony abnormality") deny what `lexicon.COVERED` lists, for the
@@ -72,7 +74,11 @@ class ReportLabels:
 def label_report(findings: str, impression: str = "") -> ReportLabels:
     """Label a report. Sentences are numbered through findings, then impression (as `split_sentences` gives them)."""
     sentences = [*split_sentences(findings), *split_sentences(impression)]
-    mentions = [replace(mention, sentence_index=index) for index, sentence in enumerate(sentences) for mention in label_sentence(sentence)]
+    mentions = [
+        mention if index == 0 else replace(mention, sentence_index=index)
+        for index, sentence in enumerate(sentences)
+        for mention in _label_sentence(sentence)
+    ]
     status = dict.fromkeys(FINDINGS, FindingStatus.UNMENTIONED)
     for mention in mentions:
         stated = (mention.finding,) if mention.finding is not None else mention.covers if mention.denies_overall else ()
@@ -119,7 +125,7 @@ def entities(labels: Sequence[int], uncertain: Uncertain = "present") -> list[st
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    return lexicon.LABELLED.sub(r"\1", " ".join(text.lower().split()))
 
 
 @dataclass
@@ -155,12 +161,14 @@ def _label_clause(clause: str, sentence: str) -> list[Mention]:
 def _find_hits(clause: str) -> list[_Hit]:
     hits: list[_Hit] = []
     for finding, pattern in lexicon.MENTIONS.items():
+        if lexicon.STEMS[finding].search(clause) is None:
+            continue
         # One statement per finding and place in a clause: "endotracheal tube tip ... the tube" counts twice, which does no harm.
-        hits += [_Hit(match.start(), match.end(), finding, FindingStatus.PRESENT) for match in pattern.finditer(clause)]
-    stated = {hit.finding for hit in hits}
-    for finding, pattern in lexicon.SOFT_MENTIONS.items():
-        if finding not in stated:
-            hits += [_Hit(match.start(), match.end(), finding, FindingStatus.PRESENT, soft=True) for match in pattern.finditer(clause)]
+        found = [_Hit(match.start(), match.end(), finding, FindingStatus.PRESENT) for match in pattern.finditer(clause)]
+        soft = lexicon.SOFT_MENTIONS.get(finding)
+        if not found and soft is not None:
+            found = [_Hit(match.start(), match.end(), finding, FindingStatus.PRESENT, soft=True) for match in soft.finditer(clause)]
+        hits += found
     return sorted(hits, key=lambda hit: (hit.start, hit.end))
 
 
@@ -177,16 +185,17 @@ def _judge(hit: _Hit, hits: Sequence[_Hit], clause: str, cues: str) -> bool:
         return True
     denied = hinted = False
     for cue in reversed(list(lexicon.CUE_BEFORE.finditer(cues, 0, hit.end))):
-        if cue.start() >= hit.start and not cue["denial"]:
+        if cue.start() >= hit.start and not (cue["denial"] or cue["doubt"]):
             continue
-        if cue.end() <= hit.start and _scope_ends(clause, cue.end(), hit.start, cue["denial"] is not None):
+        lists = cue["denial"] is not None or cue["choice"] is not None
+        if cue.end() <= hit.start and _scope_ends(clause, cue.end(), hit.start, lists):
             break
         if cue["skip"]:
             return False
-        if cue["doubt"] or cue["mark"]:
+        if cue["doubt"] or cue["choice"] or cue["mark"]:
             hinted = True
             break
-        denied = denied or cue["denial"] is not None
+        denied = denied or cue["denial"] is not None or cue["instead"] is not None
         hinted = hinted or cue["hint"] is not None
         if denied:
             break
@@ -201,7 +210,7 @@ def _reaches(between: str) -> bool:
     return len(between) < 80 and lexicon.VERB_OR_COMMA.search(between) is None
 
 
-def _scope_ends(clause: str, start: int, end: int, denial: bool) -> bool:
+def _scope_ends(clause: str, start: int, end: int, lists: bool) -> bool:
     """Does something between a cue's end and a mention's start end the cue's scope?"""
     between = clause[start:end]
     if lexicon.SCOPE_END.search(between):
@@ -209,8 +218,8 @@ def _scope_ends(clause: str, start: int, end: int, denial: bool) -> bool:
     list_goes_on = lexicon.LATER_OR.search(clause, end) is not None or lexicon.LATER_OR.search(between) is not None
     if list_goes_on:
         return False
-    # Doubt is told of one thing: it does not cross a comma as "no A, B, C" does.
-    if not denial and "," in between:
+    # Doubt is told of one thing: it does not cross a comma as "no A, B, C" and "differential includes A, B, C" do.
+    if not lists and "," in between:
         return True
     return lexicon.NEW_STATEMENT.search(clause[start : end + 1]) is not None
 
@@ -277,16 +286,24 @@ def _normal_statements(
 ) -> list[tuple[int, Mention]]:
     found: list[tuple[int, Mention]] = []
     # A place word inside a finding's own words ("heart is enlarged") is no subject of a normal statement.
-    free = [word for word in places if not any(hit.start < word.end and word.start < hit.end for hit in hits)]
+    free = [
+        word
+        for word in places
+        if not any(hit.start < word.end and word.start < hit.end for hit in hits) and not lexicon.NOT_A_SUBJECT.match(clause, word.end)
+    ]
     match = lexicon.NO_ABNORMALITY.search(cues)
     if match and not any(match.start() < hit.end and hit.start < match.end() for hit in hits):
         subject = [word for word in free if match.start() <= word.start < match.end() + 30]
+        if not subject and match[0].startswith("without"):
+            subject = [word for word in free if word.end <= match.start()][:1]
         found.append((match.start(), _normal_mention(subject, clause, sentence)))
         free = [word for word in free if word not in subject]
-    segment_start = match.end() if match else 0
+    segment_start = 0
     predicates = [item for item in lexicon.NORMAL.finditer(clause) if not lexicon.NORMAL_DENIED.search(clause[: item.start()])]
     for index, predicate in enumerate(predicates):
         next_start = predicates[index + 1].start() if index + 1 < len(predicates) else len(clause)
+        if match and match.end() <= predicate.start():
+            segment_start = max(segment_start, match.end())
         barrier = max([segment_start, *(hit.end for hit in hits if hit.end <= predicate.start())])
         before = [word for word in free if barrier <= word.start and word.end <= predicate.start()]
         after = [word for word in free if predicate.end() <= word.start < next_start]

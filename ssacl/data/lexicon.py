@@ -27,7 +27,8 @@ _MENTIONS: dict[str, str] = {
     ),
     "Lung Opacity": (
         r"(?<!nodular )opaci(?:ty|ties|fications?|fied)|infiltrat(?:es?|ions?|ive)|air-? ?space (?:disease|process|filling)|hazy|haziness"
-        r"|interstitial (?:markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+"
+        r"|interstitial (?:and \w+ |pulmonary |lung )?(?:opaci\w+"
+        r"|markings?|pattern|thickening|prominence|lung disease|disease|changes?)|reticul\w+"
         r"|(?<!bone )(?<!nodular )densit(?:y|ies)"
         r"|(?<!fibrous )(?<!pleural )scar(?:s|ring)?|peribronchial (?:thickening|cuffing)|ground[- ]glass|whiteout|white-out"
     ),
@@ -37,9 +38,11 @@ _MENTIONS: dict[str, str] = {
         r"|carcinoma|neoplas\w+|tumou?rs?|malignan(?:cy|t)|metasta\w+|cavit(?:y|ation|ary lesions?)"
     ),
     "Edema": (
-        r"(?<!subcutaneous )(?<!soft tissue )(?<!tissue )o?edema|(?:vascular|pulmonary|venous|vessel) congestion"
+        r"(?<!subcutaneous )(?<!soft tissue )(?<!tissue )(?<!laryngeal )o?edema|(?:vascular|pulmonary|venous|vessel) congestion"
         r"|congestive (?:heart )?(?:failure|changes?)"
-        r"|(?<!congestive )heart failure|chf|cephali[sz]ation|vascular (?:engorgement|prominence|redistribution|indistinctness)"
+        r"|(?<!congestive )heart failure"
+        r"|(?<!heart )(?<!respiratory )(?<!renal )(?<!liver )(?<!hardware )failure"
+        r"|chf|cephali[sz]ation|(?:vascular|venous) (?:engorgement|prominence|redistribution|indistinctness)"
         r"|kerley|(?:volume|fluid) overload"
         rf"|vascul(?:ature|arity|ar markings){_GAP} (?:congested|engorged|prominent|indistinct)"
     ),
@@ -47,14 +50,14 @@ _MENTIONS: dict[str, str] = {
     "Pneumonia": r"(?:broncho-?|pleuro-?)?pneumonias?|pneumonic|infectio(?:n|us)(?: process| etiology| infiltrates?)?|pneumonitis",
     "Atelectasis": r"(?:sub-?segmental )?atelecta\w+|(?:lobar|lung|lobe|pulmonary|segmental) collapse"
     r"|collapse of(?: the)? (?:\w+ ){0,2}(?:lobe|lung)|collapsed (?:lung|lobe)",
-    "Pneumothorax": r"(?:hydro|haemo|hemo)?-?pneumothora(?:x|ces)|ptx",
+    "Pneumothorax": r"(?:hydro|haemo|hemo)?-?pneumothora(?:x|ces)|ptx|pleural air(?: collections?)?",
     "Pleural Effusion": r"(?<!pericardial )effusions?|pleural fluid|hydrothorax|hydropneumothorax|ha?emothorax|empyema",
     "Pleural Other": (
         r"pleural(?:[- ]based)? (?:thickening|plaques?|scarring|scar|fibrosis|calcifications?|nodularity|disease|caps?|mass(?:es)?)"
         r"|(?:apical|biapical|pleuro-?parenchymal) (?:pleural )?(?:thickening|caps?|scarring)|fibrothorax|fibrous scarring"
         r"|thickening of(?: the)? (?:\w+ )?pleura"
     ),
-    "Fracture": r"fractur(?:es?|ed)|compression deformit(?:y|ies)",
+    "Fracture": r"fractur(?:es?|ed)|(?:compression|wedge)(?: \w+)? deformit(?:y|ies)",
     "Support Devices": (
         r"pace-?makers?|pacer|pacing|a?icd|defibrillators?|(?:pacemaker |pacer |pacing |icd |ventricular |atrial |ekg |ecg )?leads?"
         r"|(?:endo-?tracheal|et|ng|og|naso-?gastric|oro-?gastric|enteric|feeding|chest|tracheostomy|drainage|gastric"
@@ -63,7 +66,7 @@ _MENTIONS: dict[str, str] = {
         r"|ij)(?: venous)? lines?|lines and tubes|support lines?"
         r"|port-?a-?cath|mediport|chest port|infusaport|(?:right|left) port|swan[- ]ganz|sheath|introducer|cannula|balloon pump"
         r"|iabp|lvad|stents?|drains?"
-        r"|tracheostomy|(?:sternal|sternotomy|cerclage|midline) wires|(?:prosthetic|mechanical|artificial|replacement"
+        r"|tracheostomy|(?:sternal|sternotomy|cerclage) (?:wires|sutures)|sternotomy xxxx|(?:prosthetic|mechanical|artificial|replacement"
         r"|replaced) (?:\w+ )?valves?|valve (?:replacement|prosthes[ie]s)"
         r"|hardware|arthroplasty|prosthes[ie]s|(?:support|monitoring|medical) (?:and \w+ )?(?:devices?|apparatus|equipment)"
         r"|devices?|spinal rods?|stimulators?"
@@ -74,6 +77,28 @@ MENTIONS: dict[str, re.Pattern[str]] = {
 }
 """Finding -> words that state it when nothing denies or doubts them. "No Finding" has none: it follows from the others."""
 
+_STEMS: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": ("mediastin",),
+    "Cardiomegaly": ("cardi", "heart"),
+    "Lung Opacity": ("opaci", "infiltrat", "space", "haz", "interstiti", "reticul", "densit", "scar", "peribronch", "glass", "white"),
+    "Lung Lesion": ("mass", "nodul", "lesion", "carcinom", "neoplas", "tumo", "malignan", "metasta", "cavit"),
+    "Edema": ("edema", "congest", "failure", "chf", "cephali", "vascul", "venous", "kerley", "overload"),
+    "Consolidation": ("consolidat",),
+    "Pneumonia": ("pneumoni", "infecti"),
+    "Atelectasis": ("atelecta", "collaps"),
+    "Pneumothorax": ("pneumothora", "ptx", "pleural air"),
+    "Pleural Effusion": ("effusion", "pleural fluid", "thorax", "empyema", "blunt"),
+    "Pleural Other": ("pleur", "apical", "thorax", "fibrous scar"),
+    "Fracture": ("fractur", "deformit"),
+    "Support Devices": (
+        *("pace", "pacing", "icd", "defib", "lead", "tube", "cath", "picc", "line", "port", "swan", "sheath", "introduc", "cannula"),
+        *("pump", "iabp", "lvad", "stent", "drain", "tracheo", "stern", "cerclage", "valv", "hardware", "arthropl", "prosth"),
+        *("equipment", "apparatus", "device", "rod", "stimul"),
+    ),
+}
+STEMS = {finding: re.compile("|".join(stems)) for finding, stems in _STEMS.items()}
+"""Finding -> one of these stands in every mention of it. Looking for them first spares most patterns."""
+
 SOFT_MENTIONS: dict[str, re.Pattern[str]] = {
     "Pleural Effusion": re.compile(
         r"blunt(?:ed|ing)[\w ]{0,30}?(?:costo-?phrenic|cp|sulc)\w*|(?:costo-?phrenic|cp|sulc)[\w ]{0,40}?blunt(?:ed|ing)"
@@ -81,6 +106,7 @@ SOFT_MENTIONS: dict[str, re.Pattern[str]] = {
     "Cardiomegaly": re.compile(
         rf"borderline (?:\w+ )?{_HEART}|{_HEART}{_GAP} (?:borderline|prominent)|prominen(?:t|ce)(?: of the)? (?:heart|cardiac)"
     ),
+    "Fracture": re.compile(r"\bribs? deformit(?:y|ies)|deformit(?:y|ies) of(?: [\w-]+){1,6}? ribs?\b"),
 }
 """Words that hint at a finding: affirmed they are UNCERTAIN, denied they are ABSENT."""
 
@@ -102,12 +128,14 @@ CUE_BEFORE = re.compile(
     r"\b(?:"
     r"(?P<skip>(?:more )?sensitive (?:in|for|to)|to (?:identify|look for)|(?:history|hx) of|h/o|(?:to |for )?evaluat\w* for"
     r"|eval for|assess\w* for|r/o|(?<!cannot )(?<!not )rule out"
-    r"|(?:to )?(?:document|ensure|confirm|assess|demonstrate)(?:ing)?(?: the)?(?: complete)? (?:resolution|clearing)(?: of)?)"
+    r"|(?:to )?(?:document|ensure|confirm|assess|demonstrate|allow)(?:ing)?(?: the)?(?: complete)? (?:resolution|clearing)(?: of)?)"
     r"|(?P<doubt>possib\w+|probab\w+|likely|may|might|could|perhaps|presum\w+|suspected|potential(?:ly)?|questionabl[ey]"
     r"|questions? of|questioned|equivocal"
     r"|can ?not (?:\w+ )?(?:exclude|rule out)|(?:difficult|hard) to (?:exclude|rule out)|not (?:\w+ )?(?:exclude|rule out)"
     r"|exclude|excluding"
-    r"|borderline|vs|versus|differential(?: \w+){0,3}|consider(?:ations?|ed|ing)?|uncertain|whether|unclear)"
+    r"|xxxx represent\w*|borderline|vs|versus|correlat\w+(?: \w+)? for|consider(?:ations?|ed|ing)?|uncertain|whether|unclear)"
+    r"|(?P<instead>rather than)"
+    r"|(?P<choice>differential(?: \w+){0,3})"
     r"|(?P<hint>suggest\w*|concern\w*|suspicio\w+|worrisome|favou?r(?:s|ed|ing)?|indicat\w+)"
     r"|(?P<denial>no longer|no|without|absen(?:ce|t)|free (?:of|from)|clear of|negative for|nor|neither|not|never|lack(?:s"
     r"|ing)?(?: of)?|denies|none"
@@ -123,14 +151,20 @@ DENIAL_AFTER = re.compile(
     r"|: ?(?:no\b|none|negative|absent)"
 )
 DOUBT_AFTER = re.compile(
-    r"\b(?:(?:cannot|can not|can't|could not)(?: \w+)? be(?: \w+ly)? (?:excluded|ruled out)|not (?:\w+ )?(?:excluded|ruled out)"
-    r"|difficult to (?:exclude|rule out)"
+    r"\b(?:(?:cannot|can not|can't|could not)(?: \w+)? be(?: \w+ly)? (?:excluded|ruled out)"
+    r"|(?:(?:is|are|was|were) )?(?:also )?not (?:\w+ )?(?:excluded|ruled out)"
+    r"|(?:(?:is|are|would be) )?(?:difficult|hard) to (?:exclude|rule out)"
     r"|(?:is|are|remains?|would be) (?:\w+ )?(?:possible|suspected|questioned|considered|likely|probable|questionable|equivocal"
     r"|uncertain|of concern)"
     r"|(?:is|are|remains?) (?:also )?(?:a |in the |on the )(?:possibility|consideration|concern|differential)|(?:may|might"
     r"|could) be (?:present|considered)"
     r"|(?:should|must|to) be (?:considered|excluded))\b|^ ?\?"
 )
+LABELLED = re.compile(
+    r"\b(heart|cardiac silhouette|cardiomediastinal silhouette|mediastin\w+|lungs?|pleura"
+    r"|bon(?:es|y structures)|osseous structures) ?:(?= )"
+)
+"""A part as the header of a line ("heart: enlarged"), which reads like a sentence without its colon."""
 CLAUSE = re.compile(
     r";|\bbut\b(?! (?:\w+ )?(?:clear|normal|unremarkable))|\bhowever\b|\balthough\b|\bthough\b|\bexcept\b|\bwhereas\b|\bwhile\b"
     r"|\bapart from\b|\baside from\b"
@@ -155,13 +189,15 @@ LIST_LINK = re.compile(r",? ?(?:and/or|or|versus|vs\.?|/)(?: (?!no |without )[\w
 NORMAL = re.compile(
     r"\b(?:(?:top|high|upper) (?:limits? of )?normal|within (?:the )?(?:upper )?(?:limits of normal|normal limits"
     r"|normal size limits)|normal(?! (?:position|variant|location))|unremarkable|(?<!not )clear(?! of)"
-    r"|intact|sharp(?:ly)?(?: defined)?|midline|not (?:\w+ )?(?:enlarged|widened)|preserved|unobstructed)\b"
+    r"|intact|sharp(?:ly)?(?: defined)?|midline|not (?:\w+ )?(?:enlarged|widened)|preserved|unobstructed|non-?enlarged)\b"
 )
 NORMAL_DENIED = re.compile(r"\b(?:not|no longer|limits? of|less than|below)(?: \w+ly)? $|\bnear(?:ly)?[ -]$|\b(?:not|cannot be) $")
 NO_ABNORMALITY = re.compile(
     r"\b(?:no|without|negative for)(?: (?:evidence of|evidence for|radiographic|findings? of))?(?: [\w/-]+,?){0,7}? (?:abnormalit(?:y|ies)"
     r"|process(?:es)?|diseases?|findings?|patholog(?:y|ies)|injur(?:y|ies))\b"
 )
+NOT_A_SUBJECT = re.compile(r" (?:calcific\w+|clips?|lymph\w*|granulomas?|surgery|tortuosity)\b")
+"""After a place word: it is part of something else's name, and no subject of a normal statement."""
 NORMAL_CHEST = re.compile(
     r"\b(?:normal|negative|unremarkable) (?:portable |frontal |pa |ap )?(?:chest|study|exam\w*|film|radiograph\w*|cxr)\b"
 )

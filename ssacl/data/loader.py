@@ -1,30 +1,35 @@
 """Streaming loader: every sample once per epoch over all ranks, in an order that is a pure function of (seed, epoch).
 
-The order of an epoch is a permutation computed position by position (nothing is held but the index). Global micro batch g takes
-positions [g * W * b, (g + 1) * W * b) and rank r its contiguous slice of it, so that what is trained on together does not depend on W
-as long as W * b does not. The state is the epoch and the number of samples consumed over all ranks: any other (W, b) goes on from there,
-nothing repeated, nothing skipped.
+The order (`ssacl.data.order`) is computed position by position. Global micro batch g takes positions [g * W * b, (g + 1) * W * b) and
+rank r every W-th of them, so that what is trained on together does not depend on W as long as W * b does not. The state is the epoch and
+the number of samples consumed over all ranks: any other (W, b) goes on from there, nothing repeated, nothing skipped.
 
 The last partial batch of an epoch: "drop" leaves it out (other samples in each epoch), "wrap" fills it from the epoch's first positions.
 
-A damaged sample is counted by reason and replaced by the next sound one of the same rank's batch, so that every rank makes equally many
-steps; past `max_bad_samples` on a rank the run stops.
+A damaged sample is counted by reason, and the next sound one of the epoch's order stands in for it, whichever rank has that: the number of
+steps, the state and what is trained on together stay what they are. Past `max_bad_samples` different ones on a rank the run stops.
+Storage that cannot be reached is no damage: it stops the run, after the retries of `ssacl.data.storage`.
+
+A batch is read (`span_reader`), decoded (`decoding`) and handed out in order. At most `prefetch_batches` of them are on the way: none is
+begun before one is taken.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import threading
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssacl.data.collate import Collator, Row
-from ssacl.data.records import SPLITS, Batch, Sample
-from ssacl.data.shards import SampleEntry, ShardIndex, read_sample
+from ssacl.data.collate import Collator
+from ssacl.data.decoding import Decoded, Decoders, Pending, make_decoders
+from ssacl.data.order import LaneOrder
+from ssacl.data.records import SPLITS, Batch
+from ssacl.data.shards import SampleEntry, ShardIndex
+from ssacl.data.span_reader import SampleCache, SpanReader, Wanted
+from ssacl.data.split_index import SplitIndex
 from ssacl.data.storage import Storage
 from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import CheckpointError, ConfigError, DataError, SplitError
@@ -32,52 +37,48 @@ from ssacl.errors import CheckpointError, ConfigError, DataError, SplitError
 logger = logging.getLogger(__name__)
 
 Purpose = Literal["training", "validation", "evaluation", "prediction"]
-_ROUNDS = 6
-
-
-class EpochOrder:
-    """A permutation of range(n), fixed by (seed, epoch), in O(1) memory: `order[position]` is a sample's number.
-
-    A Feistel network over the next power of four, with cycle walking (an output outside of range(n) is permuted again).
-    """
-
-    def __init__(self, n: int, seed: int, epoch: int) -> None:
-        self.n = n
-        self._half = max(1, ((max(n, 2) - 1).bit_length() + 1) // 2)
-        self._mask = (1 << self._half) - 1
-        digest = hashlib.blake2b(f"{seed}|{epoch}|order".encode(), digest_size=8 * _ROUNDS).digest()
-        self._keys = [int.from_bytes(digest[8 * index : 8 * index + 8], "little") for index in range(_ROUNDS)]
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, position: int) -> int:
-        if not 0 <= position < self.n:
-            raise IndexError(position)
-        value = self._permute(position)
-        while value >= self.n:
-            value = self._permute(value)
-        return value
-
-    def _permute(self, value: int) -> int:
-        left, right = value >> self._half, value & self._mask
-        for key in self._keys:
-            # splitmix64's finaliser: every input bit reaches every output bit.
-            mixed = (right + key) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed ^ (mixed >> 31)) & self._mask)
-        return (left << self._half) | right
 
 
 @dataclass(frozen=True)
 class _Plan:
     """One micro batch of this rank, before anything is read."""
 
+    order: LaneOrder
     epoch: int
-    numbers: tuple[int, ...]
+    positions: tuple[int, ...]
+    end: int
+    """Position after the last that any rank uses in this epoch."""
     consumed: int
     """Samples of the epoch that are consumed over all ranks once this batch is trained on."""
+
+
+class _Job:
+    """A micro batch on its way: decoding begins by itself when the last of its samples is read."""
+
+    def __init__(self, plan: _Plan, reader: SpanReader, decoders: Decoders, now: list[Wanted], later: Iterable[Wanted]) -> None:
+        self.plan, self.numbers = plan, [wanted.number for wanted in now]
+        self._pending: Future[Pending] = Future()
+        reads = reader.request(now, later)
+        left = iter(range(len(reads) - 1, -1, -1))
+
+        def one_read(_: Future[Any]) -> None:
+            # `next` on an iterator is one step of the interpreter: no two threads see the same number.
+            if next(left) > 0:
+                return
+            try:
+                samples = [reader.take(wanted.place) for wanted in now]
+                self._pending.set_result(decoders.submit(samples, plan.epoch))
+            except Exception as error:
+                self._pending.set_exception(error)
+
+        for read in reads:
+            read.add_done_callback(one_read)
+
+    def result(self) -> Decoded:
+        """To be asked for once: reads that a job waited for outlive it, with their callbacks, and must not keep its batch."""
+        decoded = self._pending.result().result()
+        del self._pending
+        return decoded
 
 
 def open_split(storage: Storage, split: str, purpose: Purpose) -> list[SampleEntry]:
@@ -113,13 +114,12 @@ class StreamingLoader:
     last_batch
         "drop" or "wrap"; see the module.
     num_threads
-        Threads that read and decode ahead; 0 does it in the caller's thread.
-    prefetch
-        Batches in flight, at most; the bound on memory and the back-pressure.
+        Threads or processes (`data.loader_kind`) that decode ahead; 0 decodes in the caller's thread.
     purpose
         None: "training" for a training collator, else "validation". Evaluation must say so.
-    cache_mb
-        Encoded samples kept in memory, up to this size, so that later epochs need not read them again.
+
+    The rest of how samples are ordered and read (`shuffle_lanes`, `num_reader_threads`, `cache_mb`, ...) stands in the collator's
+    `DataConfig`.
 
     Raises
     ------
@@ -140,52 +140,54 @@ class StreamingLoader:
         seed: int = 0,
         last_batch: str = "drop",
         num_threads: int = 2,
-        prefetch: int = 4,
         *,
         purpose: Purpose | None = None,
-        cache_mb: float = 256.0,
     ) -> None:
-        if not 0 <= world_rank < world_size or micro_batch_size < 1 or prefetch < 1 or num_threads < 0:
+        if not 0 <= world_rank < world_size or micro_batch_size < 1 or num_threads < 0:
             raise ConfigError(
-                f"Rank {world_rank} of {world_size} with batches of {micro_batch_size}, {num_threads} threads and prefetch {prefetch} "
-                "cannot load; expected 0 <= rank < world size, batch size and prefetch of at least 1."
+                f"Rank {world_rank} of {world_size} with batches of {micro_batch_size} and {num_threads} threads cannot load; expected "
+                "0 <= rank < world size and a batch size of at least 1."
             )
         if last_batch not in ("drop", "wrap"):
             raise ConfigError(f"data.last_batch is '{last_batch}'; expected drop or wrap.")
-        self._storage, self._collator = storage, collator
-        self._entries = open_split(storage, split, purpose or ("training" if collator.training else "validation"))
-        self._rank, self._size = world_rank, micro_batch_size
+        self.storage, self._collator, self._config = storage, collator, collator.config
+        self._index = SplitIndex(open_split(storage, split, purpose or ("training" if collator.training else "validation")))
+        self._rank, self._world, self._size = world_rank, world_size, micro_batch_size
         self._global = micro_batch_size * world_size
         self._seed, self._wrap = seed, last_batch == "wrap"
-        self._num_threads, self._prefetch = num_threads, prefetch
+        self._num_threads = num_threads
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"The split '{split}' has {len(self._entries)} samples, fewer than one batch over all ranks ({world_size} ranks x "
+                f"The split '{split}' has {len(self)} samples, fewer than one batch over all ranks ({world_size} ranks x "
                 f"{micro_batch_size}); lower engine.micro_batch_size or run.num_train_workers, or set data.last_batch=wrap."
             )
-        keys = hashlib.sha256()
-        for entry in self._entries:
-            keys.update(f"{entry.key}\n".encode())
-        self._fingerprint = keys.hexdigest()
+        if world_rank == 0 and self._config.shuffle_block > 1 and self._global > self._config.shuffle_lanes:
+            logger.warning(
+                "a global batch of %d samples is larger than data.shuffle_lanes=%d: it holds neighbours of a shard, often films of one "
+                "patient; raise shuffle_lanes (and read_ahead_mb), or set data.shuffle_block=1",
+                *(self._global, self._config.shuffle_lanes),
+            )
+        self._fingerprint = self._index.fingerprint()
         self._epoch = self._consumed = 0
+        self._cache = SampleCache(int(self._config.cache_mb * 2**20))
+        self._damaged: set[int] = set()
         self.bad_samples: Counter[str] = Counter()
-        """Damaged samples met by this rank, by reason; one that is met in two epochs counts twice."""
-        self._lock = threading.Lock()
-        self._cache: dict[str, Sample] = {}
-        self._cache_left = int(cache_mb * 2**20)
+        """Different damaged samples that this rank met since it started, by reason."""
 
     def __len__(self) -> int:
         """Samples in the split."""
-        return len(self._entries)
+        return len(self._index)
 
     @property
     def steps_per_epoch(self) -> int:
         """Micro batches per epoch, equal on all ranks, for an epoch that starts at its beginning."""
-        return -(-len(self._entries) // self._global) if self._wrap else len(self._entries) // self._global
+        return -(-len(self) // self._global) if self._wrap else len(self) // self._global
 
     def state_dict(self) -> dict[str, Any]:
         """Where the batches handed out so far end; plain JSON, equal on all ranks. What is only prefetched does not count."""
-        return {"epoch": self._epoch, "samples_consumed": self._consumed, "seed": self._seed, "fingerprint": self._fingerprint}
+        order = [self._config.shuffle_lanes, self._config.shuffle_block]
+        state = {"epoch": self._epoch, "samples_consumed": self._consumed, "seed": self._seed}
+        return state | {"order": order, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`, at whatever world and batch size it was saved. Iterators made before keep their own way.
@@ -198,6 +200,7 @@ class StreamingLoader:
         try:
             epoch, consumed = int(state["epoch"]), int(state["samples_consumed"])
             seed, fingerprint = int(state["seed"]), str(state["fingerprint"])
+            num_lanes, block_size = (int(value) for value in state["order"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError("The loader's state is damaged; resume from an older checkpoint.") from error
         if fingerprint != self._fingerprint:
@@ -207,78 +210,90 @@ class StreamingLoader:
             )
         if seed != self._seed:
             raise CheckpointError(f"The checkpoint's data order has seed {seed}, this run {self._seed}; set run.seed={seed} to resume.")
-        if epoch < 0 or not 0 <= consumed <= len(self._entries):
+        if (num_lanes, block_size) != (self._config.shuffle_lanes, self._config.shuffle_block):
+            raise CheckpointError(
+                f"The checkpoint's data order is another; set data.shuffle_lanes={num_lanes} data.shuffle_block={block_size} to resume."
+            )
+        if epoch < 0 or not 0 <= consumed <= len(self):
             raise CheckpointError("The loader's state is out of range; resume from an older checkpoint.")
         self._epoch, self._consumed = epoch, consumed
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from the current state on. One iterator at a time: each moves the loader's state."""
+        """Batches from the current state on. One iterator at a time: each moves the loader's state.
+
+        After an error the loader's state is that of the last batch handed out: a new iterator goes on from there.
+
+        Raises
+        ------
+        DataError
+            Too many samples are damaged, or a decoding process was killed.
+        StorageError
+            Storage cannot be reached, or a shard is gone.
+        """
+        config = self._config
+        reader = SpanReader(self.storage, self._index, self._cache, config.num_reader_threads, int(config.read_ahead_mb * 2**20))
+        decoders = make_decoders(self._collator, self._num_threads, config.loader_kind)
         plans = self._plans(self._epoch, self._consumed)
-        if self._num_threads == 0:
-            for plan in plans:
-                batch = self._load(plan)
-                self._epoch, self._consumed = plan.epoch, plan.consumed
-                yield batch
-            return
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="ssacl-loader")
-        flying: deque[tuple[_Plan, Future[Batch]]] = deque()
+        jobs: deque[_Job] = deque()
         try:
             while True:
-                while len(flying) < self._prefetch:
-                    plan = next(plans)
-                    flying.append((plan, pool.submit(self._load, plan)))
-                plan, future = flying.popleft()
-                batch = future.result()
-                self._epoch, self._consumed = plan.epoch, plan.consumed
-                yield batch
+                while len(jobs) < config.prefetch_batches:
+                    jobs.append(self._start(next(plans), reader, decoders))
+                job = jobs.popleft()
+                decoded = job.result()
+                while decoded.batch is None:
+                    self._count(job, decoded)
+                    job = self._start(job.plan, reader, decoders, again=True)
+                    decoded = job.result()
+                self._epoch, self._consumed = job.plan.epoch, job.plan.consumed
+                yield decoded.batch
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            reader.close()
+            decoders.close()
 
     def _plans(self, epoch: int, consumed: int) -> Iterator[_Plan]:
-        n = len(self._entries)
+        n = len(self)
         while True:
-            order = EpochOrder(n, self._seed, epoch)
-            while consumed + self._global <= n or (self._wrap and consumed < n):
-                start = consumed + self._rank * self._size
+            order = LaneOrder(n, self._seed, epoch, self._config.shuffle_lanes, self._config.shuffle_block)
+            end = n if self._wrap else n - (n - consumed) % self._global
+            while consumed < end:
+                start = consumed + self._rank
                 consumed = min(consumed + self._global, n)
-                yield _Plan(epoch, tuple(order[position % n] for position in range(start, start + self._size)), consumed)
+                yield _Plan(order, epoch, tuple(range(start, start + self._global, self._world)), end, consumed)
             epoch, consumed = epoch + 1, 0
 
-    def _load(self, plan: _Plan) -> Batch:
-        rows: list[Row | None] = [self._row(self._entries[number], plan.epoch) for number in plan.numbers]
-        sound = [index for index, row in enumerate(rows) if row is not None]
-        if not sound:
-            raise DataError(f"All {len(rows)} samples of a batch are damaged; run `ssacl data verify` on {self._storage.url}.")
-        whole: list[Row] = []
-        for index, row in enumerate(rows):
-            stand_in = rows[next((other for other in sound if other > index), sound[0])]
-            chosen = row or stand_in
-            assert chosen is not None
-            whole.append(chosen)
-        return self._collator.join(whole)
+    def _start(self, plan: _Plan, reader: SpanReader, decoders: Decoders, again: bool = False) -> _Job:
+        now = [self._wanted(plan, position) for position in plan.positions]
+        # A sample that is made again has passed its neighbours.
+        later = () if again else self._later(plan, [wanted.place[1] for wanted in now if not reader.is_coming(wanted.place)])
+        return _Job(plan, reader, decoders, now, later)
 
-    def _row(self, entry: SampleEntry, epoch: int) -> Row | None:
-        try:
-            return self._collator.row(self._sample(entry), epoch)
-        except DataError as error:
-            with self._lock:
-                self.bad_samples[type(error).__name__] += 1
-                num_bad = self.bad_samples.total()
-            logger.warning("damaged sample %s left out (%d so far): %s", entry.key, num_bad, error)
-            if num_bad > self._collator.config.max_bad_samples:
+    def _later(self, plan: _Plan, positions: list[int]) -> Iterator[Wanted]:
+        """What lies in one block with these and comes to this rank after them."""
+        for position in positions:
+            if position < len(self):
+                for mate in plan.order.same_block(position, plan.end):
+                    if (mate - position) % self._world == 0:
+                        yield self._wanted(plan, mate)
+
+    def _wanted(self, plan: _Plan, position: int) -> Wanted:
+        """The sample of a position, or the next sound one."""
+        sound = position
+        while (number := plan.order[sound % len(self)]) in self._damaged:
+            sound += 1
+        return Wanted((plan.epoch, position), number)
+
+    def _count(self, job: _Job, decoded: Decoded) -> None:
+        for row, error in decoded.damage.items():
+            number = job.numbers[row]
+            if number in self._damaged:
+                continue
+            self._damaged.add(number)
+            self.bad_samples[type(error).__name__] += 1
+            num_bad = len(self._damaged)
+            logger.warning("damaged sample %s left out (%d so far): %s", self._index[number].key, num_bad, error)
+            if num_bad > self._config.max_bad_samples or num_bad == len(self):
                 raise DataError(
-                    f"{num_bad} damaged samples, more than data.max_bad_samples={self._collator.config.max_bad_samples}; "
-                    f"run `ssacl data verify` on {self._storage.url}."
+                    f"{num_bad} damaged samples, more than data.max_bad_samples={self._config.max_bad_samples} or all that there are; "
+                    f"run `ssacl data verify` on {self.storage.url}."
                 ) from error
-            return None
-
-    def _sample(self, entry: SampleEntry) -> Sample:
-        sample = self._cache.get(entry.key)
-        if sample is None:
-            sample = read_sample(self._storage, entry)
-            size = len(sample.image) + 2 * (len(sample.findings) + len(sample.impression)) + 1024
-            with self._lock:
-                if size <= self._cache_left and entry.key not in self._cache:
-                    self._cache[entry.key] = sample
-                    self._cache_left -= size
-        return sample

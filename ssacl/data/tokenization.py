@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 
-from ssacl.errors import CheckpointError, DataError, GenerationError
+from ssacl.data.vocabulary import WordCounts
+from ssacl.errors import CheckpointError, ConfigError, DataError, GenerationError
 
 if TYPE_CHECKING:
     from ssacl.data.storage import Storage
@@ -31,9 +32,8 @@ TEXT_FILE = "wordpiece.json"
 LM_FOLDER = "language_model"
 LM_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 """Files that a Hugging Face tokenizer may consist of; the first is always there, the LM's weights are none of ours."""
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-END = "<|endoftext|>"
-_UNK = SPECIAL[1]
+MIN_TEXT_VOCAB, MIN_LM_VOCAB = 100, 300
+"""The smallest vocabularies that training makes; bytes alone are 256."""
 
 
 class AbsentLanguageTokenizer:
@@ -231,63 +231,33 @@ class Tokenizers:
 
 
 def train_tokenizers(texts: Iterable[str], text_vocab_size: int = 30000, lm_vocab_size: int = 50257) -> Tokenizers:
-    """Train both from report texts. The same texts give the same tokenizers, in whatever order they come.
+    """Train both from report texts, read once. The same texts give the same tokenizers, in whatever order they come.
 
-    Small corpora give smaller vocabularies than asked for. Leaf names and finding names are added to the text encoder's corpus, so that no
-    query is spelled in single letters.
+    Small corpora give smaller vocabularies than asked for. Leaf names and finding names are added to the corpus, so that no query is
+    spelled in single letters.
 
     Raises
     ------
+    ConfigError
+        A vocabulary is too small to hold single characters.
     DataError
         No text at all.
     """
     from ssacl.anatomy import FINDINGS, NODES
 
-    # Sorted: equal counts are broken by the order in which pairs are first seen.
-    corpus = sorted(text for text in texts if text.strip())
-    if not corpus:
+    for name, size, least in (("text", text_vocab_size, MIN_TEXT_VOCAB), ("lm", lm_vocab_size, MIN_LM_VOCAB)):
+        if size < least:
+            raise ConfigError(f"{name}_vocab_size is {size}; expected at least {least}, so that it holds more than single characters.")
+    counts = WordCounts()
+    number = counts.add(texts)
+    if not number:
         raise DataError(
             "There is no report text to train tokenizers from; ingest studies with reports, or give tokenizers with data.tokenizer_url."
         )
-    names = [", ".join(FINDINGS), ", ".join(NODES)] * 3
-    text = _train_wordpiece([*corpus, *names], text_vocab_size)
-    lm = _train_bpe([f"{line}\n" for line in (*corpus, *names)], lm_vocab_size)
-    logger.info("tokenizers trained on %d reports: %d text tokens, %d language-model tokens", len(corpus), text.get_vocab_size(), len(lm))
+    counts.add([", ".join(FINDINGS), ", ".join(NODES)] * 3)
+    text, lm = counts.wordpiece(text_vocab_size), counts.byte_pairs(lm_vocab_size)
+    logger.info("tokenizers trained on %d reports: %d text tokens, %d language-model tokens", number, text.get_vocab_size(), len(lm))
     return Tokenizers(text, lm)
-
-
-def _train_wordpiece(corpus: Sequence[str], vocab_size: int) -> Any:
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_UNK))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    # The trainer numbers "##x" pieces in the order of a hash map that differs from run to run, and breaks ties between merges by number:
-    # all single characters are named in advance, as special tokens for the training only.
-    characters = sorted({character for text in corpus for character in normalizer.normalize_str(text) if not character.isspace()})
-    alphabet = [*characters, *(f"##{character}" for character in characters)]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *alphabet], show_progress=False)
-    tokenizer.train_from_iterator(corpus, trainer=trainer)
-    final = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=_UNK, max_input_chars_per_word=100))
-    final.normalizer, final.pre_tokenizer, final.decoder = normalizer, splitter, decoders.WordPiece()
-    final.add_special_tokens(list(SPECIAL))
-    return final
-
-
-def _train_bpe(corpus: Sequence[str], vocab_size: int) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    # The newline stands alone, so that "end of report" is one token and never part of another.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus, trainer=trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
-    )
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, min_length: int = 1) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from ssacl.anatomy import FINDING_INDEX, FINDINGS, NO_FINDING, FindingStatus
 from ssacl.data.labeler import Uncertain, label_report
 from ssacl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ssacl.data.chexbert import CheXbert
 
 LABELER = "ssacl.data.labeler"
 CHEXPERT_FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -160,8 +163,10 @@ def head_f1(probabilities: ArrayLike, thresholds: Mapping[str, float], status: A
     return clinical_f1(array >= np.array([thresholds.get(name, 0.5) for name in FINDINGS]), status, uncertain)
 
 
-def report_status(reports: Sequence[str]) -> NDArray[np.int64]:
-    """[n, 14] `FindingStatus` of report texts, by our labeler (`LABELER`)."""
+def report_status(reports: Sequence[str], chexbert: CheXbert | None = None) -> NDArray[np.int64]:
+    """[n, 14] `FindingStatus` of report texts, by our labeler (`LABELER`), or by CheXbert where one is given."""
+    if chexbert is not None:
+        return chexbert.status(reports)
     return np.array([label_report(text).labels for text in reports], dtype=np.int64).reshape(len(reports), len(FINDINGS))
 
 

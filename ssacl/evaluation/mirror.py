@@ -135,7 +135,7 @@ def _answers(generator: ReportGenerator, loaded: LoadedModel, pictures: list[Pic
     size = loaded.config.model.vision.image_size_px
     images = torch.stack([torch.as_tensor(normalise(load_square(picture.pixels, size)[0])) for picture in pictures])
     with torch.inference_mode():
-        evidence_BMF = loaded.model.encode(images).entities_BMF.sigmoid().double().numpy()
+        evidence_BMF = loaded.model.findings_read(loaded.model.encode(images)).leaves_BMF.sigmoid().double().numpy()
     for draft, evidence_MF in zip(generator.generate(pictures), evidence_BMF, strict=True):
         right, left = (evidence_MF[_LEAVES_OF[side]].max(0) for side in _SIDES)
         yield _Answer(

@@ -15,7 +15,6 @@ from rich.table import Table
 
 import ssacl
 from ssacl.errors import DataError, StorageError
-from ssacl.evaluation.clinical import LABELER
 from ssacl.evaluation.study_set import SplitEvaluation
 from ssacl.evaluation.text import SCORER, TOKENISATION
 
@@ -35,7 +34,6 @@ def make_card(evaluation: SplitEvaluation) -> dict[str, Any]:
         "format": FORMAT,
         **evaluation.identity,
         "truncation": "none",
-        "labeler": LABELER,
         "text_scorer": SCORER,
         "tokenisation": TOKENISATION,
         "versions": installed_versions(_PACKAGES),

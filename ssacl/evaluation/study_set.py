@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,16 @@ from ssacl.data.shards import SampleEntry, ShardIndex, read_sample
 from ssacl.data.storage import Storage, open_storage
 from ssacl.errors import DataError
 from ssacl.evaluation.baselines import baseline_reports, prior_scores
-from ssacl.evaluation.clinical import clinical_f1, head_f1, positives, report_status
+from ssacl.evaluation.clinical import LABELER, clinical_f1, head_f1, positives, report_status
 from ssacl.evaluation.grounding import scores_with_baselines
 from ssacl.evaluation.predictions import MAPS_ONLY, Predictions, Runner, SplitPredictor, Work, sample_digest, sample_status
 from ssacl.evaluation.text import diversity, text_scores
 from ssacl.evaluation.truth import load_truth, true_masks, true_status
 from ssacl.inference.generator import GenerationOptions
 from ssacl.phantom.truth import PhantomTruth
+
+if TYPE_CHECKING:
+    from ssacl.data.chexbert import CheXbert
 
 CHUNK = 16
 """Cases generated together."""
@@ -63,6 +66,7 @@ def evaluate_split(
     options: GenerationOptions | None = None,
     runner: Runner | None = None,
     seed: int = 0,
+    chexbert_folder: str | Path | None = None,
 ) -> SplitEvaluation:
     """Run a checkpoint over a split and score it.
 
@@ -85,6 +89,8 @@ def evaluate_split(
         Where the checkpoint runs; in this process if none.
     seed
         Of the random baselines.
+    chexbert_folder
+        Reads the findings of reports by the CheXbert in this folder instead of our labeler; labels of samples stay ours.
 
     Raises
     ------
@@ -93,8 +99,13 @@ def evaluate_split(
     DataError
         A split is empty, a sample is damaged, there is nothing to score against, or the truth belongs to other films.
     CheckpointError, GenerationError, StorageError
-        The model cannot be loaded or cannot write, or storage fails.
+        The model (or CheXbert) cannot be loaded or cannot write, or storage fails.
     """
+    chexbert = None
+    if chexbert_folder is not None:
+        from ssacl.data.chexbert import CheXbert
+
+        chexbert = CheXbert.load(chexbert_folder)
     storage = open_storage(str(data_url))
     entries, validation_entries = _entries(storage, split, limit, with_truth=truth_folder is not None)
     truth = None if truth_folder is None else load_truth(truth_folder)
@@ -114,7 +125,7 @@ def evaluate_split(
     validation = answered.take([row[entry.key] for entry in validation_entries]) if validation_entries else None
 
     metrics: dict[str, Any] = _findings(storage, cases, truth, uncertain, described["thresholds"])
-    metrics |= _reports(storage, cases, truth, uncertain, described["sections"], seed)
+    metrics |= _reports(storage, cases, truth, uncertain, described["sections"], seed, chexbert)
     if truth is not None and validation is not None:
         metrics["maps"] = _maps(cases, validation, truth, seed)
     index = ShardIndex.load(storage)
@@ -123,6 +134,7 @@ def evaluate_split(
         "num_without_report": sum(not text for text in cases.references),
         "num_without_labels": int((~cases.labelled).sum()),
         "findings_against": "labels" if truth is None else "truth",
+        "labeler": LABELER if chexbert is None else chexbert.name,
         "generation": options.model_dump(),
         "seed": seed,
     }
@@ -177,7 +189,13 @@ def _findings(
 
 
 def _reports(
-    storage: Storage, cases: Predictions, truth: PhantomTruth | None, uncertain: Uncertain, sections: Any, seed: int
+    storage: Storage,
+    cases: Predictions,
+    truth: PhantomTruth | None,
+    uncertain: Uncertain,
+    sections: Any,
+    seed: int,
+    chexbert: CheXbert | None,
 ) -> dict[str, Any]:
     """Report text and the findings that it states, beside reports that never look."""
     kept = [index for index, text in enumerate(cases.references) if text]
@@ -187,9 +205,9 @@ def _reports(
     training = _read(storage, _spread(open_split(storage, "train", purpose="evaluation"), MAX_TRAINING_REPORTS))
     systems = {"model": [cases.reports[index] for index in kept]}
     systems |= baseline_reports([training_text(sample, sections) for sample in training], len(kept), seed)
-    read = {name: report_status(texts) for name, texts in systems.items()}
+    read = {name: report_status(texts, chexbert) for name, texts in systems.items()}
     stated = {name: positives(status, uncertain) for name, status in read.items()}
-    against = {"reference_reports": report_status(references)} | (
+    against = {"reference_reports": report_status(references, chexbert)} | (
         {} if truth is None else {"truth": true_status(truth, cases.digests)[kept]}
     )
     effusion_true = positives(against.get("truth", against["reference_reports"]), uncertain)[0][:, _EFFUSION]

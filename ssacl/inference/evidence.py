@@ -15,13 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ssacl.anatomy import NODE_INDEX
 from ssacl.errors import ConfigError
+from ssacl.inference.film import BACKGROUND, BANNER, COLOURS, FAINT, INK, blend, draw_box, draw_film, printable, shown_film
 from ssacl.inference.maps import map_on_picture
 from ssacl.inference.report import Box, DraftReport
 
-BANNER = "PRELIMINARY, UNVERIFIED DRAFT - not for diagnosis"
-COLOURS = ("#ff9f1c", "#2ec4b6", "#e71d6f", "#8ac926", "#4cc9f0", "#c77dff", "#ffd166", "#f4845f", "#90be6d", "#b8c0ff")
-_BACKGROUND, _INK, _FAINT = "#101418", "#f2f4f6", "#9aa4ae"
-_MAX_SIDE_PX = 1024
 _STATUS_WORDS = {"present": "present", "absent": "absent", "uncertain": "uncertain", "unmentioned": "no finding named"}
 
 
@@ -50,9 +47,9 @@ def overlay_png(
     """
     _check_picture(pixels, report)
     grid_map, boxes, caption = _chosen(report, sentence_index, node)
-    film = _film(pixels)
+    film = shown_film(pixels)
     scale = film.shape[1] / report.image_width_px
-    image = Image.fromarray(_blend(film, _heat(grid_map, report, film), opacity))
+    image = Image.fromarray(blend(film, _heat(grid_map, report, film), opacity))
     draw = ImageDraw.Draw(image)
     size = max(11, round(0.032 * min(image.size)))
     for number, box in boxes:
@@ -60,8 +57,8 @@ def overlay_png(
         corners = (box.x0 * scale, box.y0 * scale, max(box.x0, box.x1 - 1) * scale, max(box.y0, box.y1 - 1) * scale)
         draw.rectangle(corners, outline=colour, width=max(2, size // 8))
         _label(draw, (corners[0] + 4, corners[1] + 2), str(number + 1), size, colour)
-    _label(draw, (size * 0.5, size * 0.3), "R", round(size * 1.4), _INK)
-    _label(draw, (image.width - size * 0.5, size * 0.3), "L", round(size * 1.4), _INK, anchor="ra")
+    _label(draw, (size * 0.5, size * 0.3), "R", round(size * 1.4), INK)
+    _label(draw, (image.width - size * 0.5, size * 0.3), "L", round(size * 1.4), INK, anchor="ra")
     return _png(_with_footer(image, [BANNER, caption], size))
 
 
@@ -87,19 +84,19 @@ def evidence_sheet_png(pixels: NDArray[Any], report: DraftReport, max_sentences:
     from matplotlib.figure import Figure
 
     _check_picture(pixels, report)
-    film = _film(pixels)
+    film = shown_film(pixels)
     shown = list(enumerate(report.sentences))[:max_sentences]
     columns = 4
     rows = -(-len(shown) // columns)
     aspect = min(1.35, film.shape[0] / film.shape[1])
     width, head, foot = 15.0, 0.6, 0.45
     film_height, row_height = 6.2 * aspect, 3.45 * aspect + 0.8
-    wrapped = [textwrap.wrap(_printable(sentence.text), 74) or [""] for sentence in report.sentences]
+    wrapped = [textwrap.wrap(printable(sentence.text), 74) or [""] for sentence in report.sentences]
     listed = sorted(report.findings, key=lambda item: -_unit(item.probability))[:8]
     text_height = 0.5 + sum(0.24 * len(lines) + 0.27 for lines in wrapped) + 0.75 + 0.25 * len(listed)
     top_height = max(film_height, text_height)
     height = head + top_height + rows * row_height + foot
-    figure = Figure(figsize=(width, height), dpi=90, facecolor=_BACKGROUND)
+    figure = Figure(figsize=(width, height), dpi=90, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
 
     def panel(x: float, y: float, w: float, h: float) -> Any:
@@ -109,16 +106,16 @@ def evidence_sheet_png(pixels: NDArray[Any], report: DraftReport, max_sentences:
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         # parse_math off: a "$" in a report is a dollar sign.
-        look: dict[str, Any] = {"color": _INK, "fontsize": 11, "va": "top", "parse_math": False} | style
+        look: dict[str, Any] = {"color": INK, "fontsize": 11, "va": "top", "parse_math": False} | style
         figure.text(x / width, 1 - y / height, text, None, **look)
 
     write(0.3, 0.17, BANNER, fontsize=15, fontweight="bold", color="#ffd166")
-    write(width - 0.3, 0.22, f"model {_printable(report.model_version)[:40]}", ha="right", color=_FAINT, fontsize=9)
+    write(width - 0.3, 0.22, f"model {printable(report.model_version)[:40]}", ha="right", color=FAINT, fontsize=9)
     film_axes = panel(0.3, head, 6.2, film_height)
-    _draw_film(film_axes, film)
+    draw_film(film_axes, film)
     for index, sentence in enumerate(report.sentences):
         if sentence.box is not None and sentence.status in ("present", "uncertain"):
-            _draw_box(film_axes, sentence.box, index, film.shape[1] / report.image_width_px, numbered=True)
+            draw_box(film_axes, sentence.box, index, film.shape[1] / report.image_width_px, numbered=True)
 
     y = head + 0.05
     write(6.9, y, "Draft report", fontsize=13, fontweight="bold")
@@ -129,41 +126,41 @@ def evidence_sheet_png(pixels: NDArray[Any], report: DraftReport, max_sentences:
         y += 0.24 * len(lines)
         about = ", ".join(sentence.anatomy) or "whole chest"
         what = f"{sentence.finding} {_STATUS_WORDS.get(sentence.status, sentence.status)}" if sentence.finding else "no finding named"
-        write(7.35, y, textwrap.shorten(f"{what} | {about} | token confidence {sentence.confidence:.2f}", 110), color=_FAINT, fontsize=8.5)
+        write(7.35, y, textwrap.shorten(f"{what} | {about} | token confidence {sentence.confidence:.2f}", 110), color=FAINT, fontsize=8.5)
         y += 0.27
     if not report.sentences:
-        write(7.35, y, "The language model wrote no sentence.", color=_FAINT)
+        write(7.35, y, "The language model wrote no sentence.", color=FAINT)
         y += 0.3
     y += 0.2
     write(6.9, y, "Findings head", fontsize=12, fontweight="bold")
     y += 0.38
     for finding in listed:
-        weight, ink = ("bold", _INK) if finding.present else ("normal", _FAINT)
+        weight, ink = ("bold", INK) if finding.present else ("normal", FAINT)
         write(7.0, y, finding.name, fontweight=weight, color=ink, fontsize=10)
         bar = panel(9.9, y + 0.02, 2.6, 0.14)
         bar.set_xlim(0, 1)
         bar.set_ylim(0, 1)
         bar.barh(0.5, 1, 1, color="#263038")
         bar.barh(0.5, _unit(finding.probability), 1, color="#ff9f1c" if finding.present else "#5c6b78")
-        bar.axvline(_unit(finding.threshold), color=_INK, linewidth=1.2)
-        write(12.65, y, f"{finding.probability:.2f}  (threshold {finding.threshold:.2f})", color=_FAINT, fontsize=9)
+        bar.axvline(_unit(finding.threshold), color=INK, linewidth=1.2)
+        write(12.65, y, f"{finding.probability:.2f}  (threshold {finding.threshold:.2f})", color=FAINT, fontsize=9)
         y += 0.25
 
     for place, (index, sentence) in enumerate(shown):
         x = 0.3 + (place % columns) * 3.65
         top = head + top_height + (place // columns) * row_height + 0.25
         colour = COLOURS[index % len(COLOURS)]
-        title = textwrap.shorten(_printable(sentence.text), 76, placeholder=" ...") or "(empty)"
+        title = textwrap.shorten(printable(sentence.text), 76, placeholder=" ...") or "(empty)"
         write(x, top, f"{index + 1}", color=colour, fontsize=12, fontweight="bold")
         write(x + 0.3, top + 0.02, "\n".join(textwrap.wrap(title, 44)[:2]), fontsize=8.5)
         axes = panel(x, top + 0.45, 3.45, 3.45 * aspect)
-        _draw_film(axes, _blend(film, _heat(sentence.evidence, report, film), 0.6))
+        draw_film(axes, blend(film, _heat(sentence.evidence, report, film), 0.6))
         if sentence.box is not None:
-            _draw_box(axes, sentence.box, index, film.shape[1] / report.image_width_px, numbered=False)
-    write(0.3, height - foot + 0.12, _printable(report.disclaimer), color=_FAINT, fontsize=9)
-    write(width - 0.3, height - foot + 0.12, "patient's right on the viewer's left", color=_FAINT, fontsize=9, ha="right")
+            draw_box(axes, sentence.box, index, film.shape[1] / report.image_width_px, numbered=False)
+    write(0.3, height - foot + 0.12, printable(report.disclaimer), color=FAINT, fontsize=9)
+    write(width - 0.3, height - foot + 0.12, "patient's right on the viewer's left", color=FAINT, fontsize=9, ha="right")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=_BACKGROUND, metadata={"Software": None})
+    figure.savefig(buffer, format="png", facecolor=BACKGROUND, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -175,7 +172,7 @@ def _chosen(report: DraftReport, sentence_index: int | None, node: str | None) -
         if not 0 <= sentence_index < len(report.sentences):
             raise ConfigError(f"There is no sentence {sentence_index}: this draft has {len(report.sentences)}, numbered from 0.")
         sentence = report.sentences[sentence_index]
-        return sentence.evidence, [(sentence_index, sentence.box)] if sentence.box else [], _printable(sentence.text)
+        return sentence.evidence, [(sentence_index, sentence.box)] if sentence.box else [], printable(sentence.text)
     if node is not None:
         if node not in NODE_INDEX:
             raise ConfigError(f"'{node}' is not an anatomy node; expected one of: {', '.join(NODE_INDEX)}.")
@@ -196,51 +193,9 @@ def _check_picture(pixels: NDArray[Any], report: DraftReport) -> None:
         )
 
 
-def _film(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """[h, w] uint8, the longer side at most 1024 px."""
-    values = np.asarray(pixels)
-    if values.dtype != np.uint8:
-        low, high = np.percentile(values, (0.5, 99.5))
-        values = ((values.astype(np.float32) - low) / max(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)
-    image = Image.fromarray(values)
-    scale = min(1.0, _MAX_SIDE_PX / max(image.size))
-    if scale < 1:
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
 def _heat(grid_map: NDArray[np.float32], report: DraftReport, film: NDArray[np.uint8]) -> NDArray[np.float32]:
     height, width = film.shape[:2]
     return map_on_picture(grid_map, report.map_frame, report.image_width_px, report.image_height_px, width, height)
-
-
-def _blend(film: NDArray[np.uint8], heat: NDArray[np.float32], opacity: float) -> NDArray[np.uint8]:
-    """[h, w, 3] uint8: the map in colour over the film, transparent where it is dark, so that anatomy stays visible."""
-    from matplotlib import colormaps
-
-    colour = np.asarray(colormaps["inferno"](0.25 + 0.7 * heat))[..., :3]
-    alpha = (opacity * heat.clip(0, 1) ** 0.8)[..., None]
-    grey = film[..., None] / 255.0
-    return np.asarray(((1 - alpha) * grey + alpha * colour) * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _draw_film(axes: Any, image: NDArray[np.uint8]) -> None:
-    axes.set_anchor("N")
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, origin="upper", interpolation="bilinear")
-    for x, side, align in ((0.02, "R", "left"), (0.98, "L", "right")):
-        box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 1.5}
-        axes.text(x, 0.985, side, transform=axes.transAxes, color="white", fontsize=12, fontweight="bold", ha=align, va="top", bbox=box)
-
-
-def _draw_box(axes: Any, box: Box, index: int, scale: float, numbered: bool) -> None:
-    from matplotlib.patches import Rectangle
-
-    colour = COLOURS[index % len(COLOURS)]
-    corner = (box.x0 * scale - 0.5, box.y0 * scale - 0.5)
-    axes.add_patch(Rectangle(corner, (box.x1 - box.x0) * scale, (box.y1 - box.y0) * scale, fill=False, edgecolor=colour, linewidth=1.8))
-    if numbered:
-        style = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
-        axes.text(corner[0] + 3, corner[1] + 3, str(index + 1), color="black", fontsize=9, fontweight="bold", va="top", bbox=style)
 
 
 def _label(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, anchor: str = "la") -> None:
@@ -254,11 +209,11 @@ def _with_footer(image: Image.Image, lines: list[str], size: int) -> Image.Image
     per_line = max(16, int(image.width / (font.getlength("n") or 1)))
     wrapped = [part for line in lines for part in (textwrap.wrap(line, per_line)[:3] or [""])]
     step = round(font.getbbox("Ag")[3] * 1.35)
-    sheet = Image.new("RGB", (image.width, image.height + step * len(wrapped) + step // 2), _BACKGROUND)
+    sheet = Image.new("RGB", (image.width, image.height + step * len(wrapped) + step // 2), BACKGROUND)
     sheet.paste(image, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(wrapped):
-        draw.text((step * 0.4, image.height + step * (number + 0.2)), line, fill="#ffd166" if number == 0 else _INK, font=font)
+        draw.text((step * 0.4, image.height + step * (number + 0.2)), line, fill="#ffd166" if number == 0 else INK, font=font)
     return sheet
 
 
@@ -266,11 +221,6 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _printable(text: str) -> str:
-    """Text that every font can draw: a model may emit any code point, and a missing glyph is a warning, not a picture."""
-    return "".join(letter if " " <= letter <= "~" else ("?" if letter.isprintable() else " ") for letter in text).strip()
 
 
 def _unit(value: float) -> float:

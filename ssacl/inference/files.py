@@ -53,7 +53,7 @@ class Predictor:
         read: list[tuple[str, str, Picture | None, str]] = []
         for path in paths:
             try:
-                content, result_id = _read(path)
+                content, result_id = read_input(path)
                 read.append((path, result_id, read_picture(content, Path(path).name), ""))
             except SSACLError as error:
                 read.append((path, _safe_id(path), None, str(error)))
@@ -72,9 +72,9 @@ class Predictor:
             return [self._write([picture], [result_id])[0] for picture, result_id in zip(pictures, result_ids, strict=True)]
         for picture, result_id, draft in zip(pictures, result_ids, drafts, strict=True):
             if self._overlays:
-                _write_whole(self._out / "overlays" / f"{result_id}.png", evidence_sheet_png(picture.pixels, draft))
+                write_whole(self._out / "overlays" / f"{result_id}.png", evidence_sheet_png(picture.pixels, draft))
             # Last: a result file means that everything of this picture is there.
-            _write_whole(_result_path(self._out, result_id), json.dumps(draft.to_json(), allow_nan=False).encode())
+            write_whole(_result_path(self._out, result_id), json.dumps(draft.to_json(), allow_nan=False).encode())
         return [""] * len(pictures)
 
 
@@ -98,7 +98,14 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def _read(path: str) -> tuple[bytes, str]:
+def read_input(path: str | Path) -> tuple[bytes, str]:
+    """A file's content, and the hash of it that stands for it in every output.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read, or is larger than any film.
+    """
     try:
         if os.path.getsize(path) > _MAX_FILE_BYTES:
             raise ImageError(f"The file is larger than {_MAX_FILE_BYTES // 2**20} MiB; a chest film is smaller. Give single-frame films.")
@@ -114,7 +121,7 @@ def _id_of(content: bytes) -> str:
 
 def _safe_id(path: str) -> str:
     try:
-        return _read(path)[1]
+        return read_input(path)[1]
     except SSACLError:
         return ""
 
@@ -155,7 +162,7 @@ def open_out_folder(out: Path, checkpoint_url: str, options: GenerationOptions) 
         raise StorageError(f"The output folder {out} cannot be used: {error}. Give another --out.") from error
     if known is not None and known != identity:
         raise DataError(f"{out} holds drafts of another model or other settings. Give an empty folder with --out.")
-    _write_whole(record, json.dumps(identity, indent=1).encode())
+    write_whole(record, json.dumps(identity, indent=1).encode())
 
 
 def _manifest_sha256(checkpoint_url: str) -> str:
@@ -184,12 +191,13 @@ def write_tables(out: Path, outcomes: Sequence[Outcome]) -> None:
     writer = csv.writer(table)
     writer.writerow(["input", "id", "outcome"])
     writer.writerows([outcome.path, outcome.result_id, "reject" if outcome.reason else "result"] for outcome in outcomes)
-    _write_whole(out / "results.jsonl", "".join(f"{line}\n" for line in results).encode())
-    _write_whole(out / "rejects.jsonl", "".join(f"{line}\n" for line in rejects).encode())
-    _write_whole(out / "inputs.csv", table.getvalue().encode())
+    write_whole(out / "results.jsonl", "".join(f"{line}\n" for line in results).encode())
+    write_whole(out / "rejects.jsonl", "".join(f"{line}\n" for line in rejects).encode())
+    write_whole(out / "inputs.csv", table.getvalue().encode())
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises StorageError where that fails."""
     # The process id keeps two actors that were given copies of one picture apart.
     work = path.with_name(f".{path.name}.{os.getpid()}")
     try:

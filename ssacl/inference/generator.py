@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ from ssacl.inference.maps import box_of_map
 from ssacl.inference.report import Box, DraftReport, Finding, PhraseEvidence, Sentence
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import infer_anatomy
+from ssacl.models.findings_head import FindingsRead
 from ssacl.training.checkpoint import LoadedModel, open_model
 
 __all__ = ["GenerationOptions", "ReportGenerator", "TimeLimitError"]
 
 logger = logging.getLogger(__name__)
 _DEFAULT_THRESHOLD = 0.5
+_Rows = TypeVar("_Rows", Encoded, FindingsRead)
 
 
 class ReportGenerator:
@@ -120,7 +122,8 @@ class ReportGenerator:
         return reports
 
     def _generate_batch(self, pictures: Sequence[Picture], options: GenerationOptions, deadline: float | None) -> list[DraftReport]:
-        encoded, squares, probability_BF = self._encode(pictures)
+        encoded, squares, read = self._encode(pictures)
+        probability_BF = read.image_BF.sigmoid().cpu()
         with torch.inference_mode():
             inferred = [infer_anatomy(row, self._loaded.thresholds) for row in probability_BF]
             leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
@@ -136,7 +139,7 @@ class ReportGenerator:
             written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
-                    **self._evidence(self._look(encoded, row, probability_BF, squares[row][1], picture), written, picture),
+                    **self._evidence(self._look(encoded, read, row, squares[row][1], picture), written, picture),
                     findings=self._findings(probability_BF[row]),
                     anatomy_groups=groups,
                     image_ref=picture.pixel_digest,
@@ -146,17 +149,17 @@ class ReportGenerator:
             )
         return drafts
 
-    def _encode(self, pictures: Sequence[Picture]) -> tuple[Encoded, list[tuple[Any, SquareFit]], Tensor]:
-        """The encoded films, their squares, and [B, F] float32 probabilities of the findings."""
+    def _encode(self, pictures: Sequence[Picture]) -> tuple[Encoded, list[tuple[Any, SquareFit]], FindingsRead]:
+        """The encoded films, their squares, and what the findings head sees in them."""
         size = self._loaded.config.model.vision.image_size_px
         squares = [load_square(picture.pixels, size) for picture in pictures]
         image_BCHW = torch.stack([torch.as_tensor(normalise(square)) for square, _ in squares]).to(self._device)
         with torch.inference_mode():
             encoded = self._model.encode(image_BCHW)
-            probability_BF = self._model.findings_logits(encoded).float().sigmoid().cpu()
-        if not bool(probability_BF.isfinite().all()):
+            read = self._model.findings_read(encoded)
+        if not bool(read.image_BF.isfinite().all()):
             raise GenerationError("The model's findings are not finite numbers: its weights are damaged. Copy the model folder again.")
-        return encoded, squares, probability_BF
+        return encoded, squares, read
 
     def ground(self, picture: Picture, phrases: Sequence[str]) -> list[PhraseEvidence]:
         """Where a film shows each of `phrases` ("left pleural effusion", "carina"), and how sure the model is that it is there.
@@ -172,8 +175,8 @@ class ReportGenerator:
 
     def look(self, picture: Picture) -> Look:
         """The encoded film, ready to be asked where things are; see `ground` for errors."""
-        encoded, squares, probability_BF = self._encode([picture])
-        return self._look(encoded, 0, probability_BF, squares[0][1], picture)
+        encoded, squares, read = self._encode([picture])
+        return self._look(encoded, read, 0, squares[0][1], picture)
 
     def _phrase_evidence(self, look: Look, phrase: str, meaning: Meaning, picture: Picture) -> PhraseEvidence:
         confidence = look.confidence(meaning)
@@ -189,10 +192,10 @@ class ReportGenerator:
         box = box_of_map(evidence, look.frame, width, height)
         return PhraseEvidence(phrase, meaning.anatomy, meaning.finding, confidence, bool(reason), reason, box, look.frame, evidence)
 
-    def _look(self, encoded: Encoded, row: int, probability_BF: Tensor, fit: SquareFit, picture: Picture) -> Look:
+    def _look(self, encoded: Encoded, read: FindingsRead, row: int, fit: SquareFit, picture: Picture) -> Look:
         height, width = picture.pixels.shape
         frame = _frame(fit, self._loaded.config.model.vision.image_size_px)
-        return Look(self._loaded, _row_of(encoded, row), probability_BF[row].double().numpy(), frame, width, height)
+        return Look(self._loaded, _row_of(encoded, row), _row_of(read, row), frame, width, height)
 
     def _evidence(self, look: Look, written: list[tuple[str, float]], picture: Picture) -> dict[str, Any]:
         """The parts of a draft that say where: anatomy maps, and each sentence with its map and box."""
@@ -230,13 +233,13 @@ def _frame(fit: SquareFit, size_px: int) -> Box:
     return Box(float(x0), float(y0), float(x1), float(y1))
 
 
-def _row_of(encoded: Encoded, row: int) -> Encoded:
-    """One image of an encoded batch."""
+def _row_of(batch: _Rows, row: int) -> _Rows:
+    """One image of what was computed for a batch."""
 
     def cut(value: Any) -> Any:
         return tuple(cut(item) for item in value) if isinstance(value, tuple) else value[row : row + 1]
 
-    return Encoded(**{item.name: cut(getattr(encoded, item.name)) for item in dataclasses.fields(encoded)})
+    return type(batch)(**{item.name: cut(getattr(batch, item.name)) for item in dataclasses.fields(batch)})
 
 
 def _sentences(tokenizer: Any, tokens: list[int], probabilities: list[float]) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 Anatomy maps are the node queries' attention. Where the model was trained with the grounding terms, they are the atlas' drawing, laid on
 the patient by that attention and weighed with it, on a grid twice as fine: attention alone is a blob, whatever the organ's outline.
-A finding's map is the patches that show it, within the anatomy that the words name.
+A finding's map is the places where the findings head sees it, within the anatomy that the words name.
 
 Shape letters: G = 32 nodes, M = 25 leaves, F = 14 findings, N patches, g side of the maps.
 """
@@ -21,9 +21,10 @@ from ssacl.data.labeler import sentence_place
 from ssacl.errors import GenerationError
 from ssacl.inference.maps import normalised_map, restrict_to_picture
 from ssacl.inference.report import Box
-from ssacl.losses.registration import fit_pose, lay_drawing
+from ssacl.losses.registration import fit_pose, lay_drawing, lay_maps
 from ssacl.losses.warp import patch_centres
 from ssacl.models.encoded import Encoded
+from ssacl.models.findings_head import FindingsRead
 from ssacl.models.phrase import phrase_attention
 from ssacl.models.restoration import LEAF_NODES
 from ssacl.training.checkpoint import LoadedModel
@@ -33,7 +34,7 @@ FINER = 2
 MAX_PHRASE_CHARACTERS = 500
 _FLOOR = 1e-3  # of the drawing: attention far outside of it still counts a little
 _UNSEEN = 0.02
-"""What a patch counts for that does not show the finding: where none does, the map is the named place."""
+"""What a place counts for that does not show the finding: where none does, the map is the named place."""
 _LEAF_INDEX = {leaf: index for index, leaf in enumerate(LEAVES)}
 
 
@@ -75,8 +76,8 @@ class Look:
         The model.
     encoded
         One film's row of `SSACL.encode`.
-    probability_F
-        What the findings head says of the film.
+    read
+        What the findings head sees in it, one row.
     frame, width_px, height_px
         Where the model's square lies on the original picture, and the picture's size, in pixels.
 
@@ -86,10 +87,8 @@ class Look:
         Each sums to 1; padding holds nothing.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, encoded: Encoded, probability_F: NDArray[np.float64], frame: Box, width_px: int, height_px: int
-    ) -> None:
-        self._loaded, self._encoded, self._probability_F, self.frame = loaded, encoded, probability_F, frame
+    def __init__(self, loaded: LoadedModel, encoded: Encoded, read: FindingsRead, frame: Box, width_px: int, height_px: int) -> None:
+        self._loaded, self._encoded, self._read, self.frame = loaded, encoded, read, frame
         self._grid = loaded.config.model.vision.grid
         grounding = loaded.config.losses.grounding
         self._trained = grounding.enabled
@@ -98,9 +97,12 @@ class Look:
         self._on_picture = restrict_to_picture(np.ones((self.side, self.side)), frame, width_px, height_px)
         attention_GN = encoded.attention_BGN[0].float().cpu().nan_to_num()
         maps = np.stack([normalised_map(each) for each in attention_GN.view(-1, self._grid, self._grid).numpy()])
+        # The findings head sees the film in the atlas' frame; without the grounding terms that is the film's own.
+        self._pose_123 = torch.eye(2, 3)[None]
+        if self._trained:
+            self._pose_123 = fit_pose((attention_GN[list(LEAF_NODES)] @ patch_centres(self._grid))[None])
         if registered:
-            centroid_M2 = attention_GN[list(LEAF_NODES)] @ patch_centres(self._grid)
-            drawn = lay_drawing(fit_pose(centroid_M2[None]), self.side)[0].view(-1, self.side, self.side).numpy()
+            drawn = lay_drawing(self._pose_123, self.side)[0].view(-1, self.side, self.side).numpy()
             maps = (np.sqrt(self._finer(maps)) * (drawn + _FLOOR)).astype(np.float32)
         self.anatomy_maps = np.stack([normalised_map(each * self._on_picture, sigma_cells=0) for each in maps])
 
@@ -113,8 +115,7 @@ class Look:
         """[g, g] float32, sums to 1: where the film shows what `text`, understood as `meaning`, says."""
         place = self.place(meaning)
         if meaning.finding is not None and meaning.finding != NO_FINDING:
-            shown = self._finding_map(meaning.finding) if self._trained else self._phrase_map(text)
-            place = place * (shown + _UNSEEN)
+            place = place * (self._finding_map(meaning.finding) + _UNSEEN)
         elif not meaning.anatomy:
             place = place * self._phrase_map(text)
         return normalised_map(place * self._on_picture, sigma_cells=0)
@@ -127,9 +128,9 @@ class Look:
         """
         if meaning.finding is not None:
             named = [_LEAF_INDEX[leaf] for node in meaning.places for leaf in leaves_below(node)]
-            leaf_M = self._encoded.entities_BMF[0, :, FINDING_INDEX[meaning.finding]].float().sigmoid().cpu().numpy()
-            share = float(leaf_M[named].max() / max(leaf_M.max(), 1e-12)) if self._trained else 1.0
-            return float(self._probability_F[FINDING_INDEX[meaning.finding]]) * share
+            leaf_M = self._read.leaves_BMF[0, :, FINDING_INDEX[meaning.finding]].sigmoid().cpu().numpy()
+            share = float(leaf_M[named].max() / max(leaf_M.max(), 1e-12))
+            return float(self._read.image_BF[0, FINDING_INDEX[meaning.finding]].sigmoid()) * share
         if not meaning.anatomy:
             return 0.0
         raw = np.stack([self._encoded.attention_BGN[0, NODE_INDEX[node]].float().cpu().numpy() for node in meaning.anatomy])
@@ -137,10 +138,9 @@ class Look:
         return float((raw * on_grid.flatten().numpy()).sum() / max(raw.sum(), 1e-12))
 
     def _finding_map(self, finding: str) -> NDArray[np.float32]:
-        """[g, g] probability that each patch shows the finding."""
-        head = self._loaded.model.region
-        logits_N = self._encoded.patch_findings_BNF[0, :, FINDING_INDEX[finding]] + head.image_bias[FINDING_INDEX[finding]].detach()
-        shown: NDArray[np.float32] = self._finer(logits_N.float().sigmoid().cpu().view(1, self._grid, self._grid).numpy())[0]
+        """[g, g] probability that each place shows the finding."""
+        cells_11CC = self._read.cells_BFCC[:, [FINDING_INDEX[finding]]].sigmoid().cpu()
+        shown: NDArray[np.float32] = lay_maps(cells_11CC, self._pose_123, self.side).view(self.side, self.side).numpy()
         return shown
 
     def _phrase_map(self, phrase: str) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from ssacl.losses.warp import patch_centres
 SCALES = (0.55, 1.25)
 """Range of the two principal scales of a plausible pose, as sizes of the drawing on a film: small children to close collimation."""
 _SAMPLES = 2
-"""Samples along a patch's side when the drawing is laid on the patches."""
+"""Samples along a patch's side when maps are laid on the patches."""
 
 
 def fit_pose(centroid_BM2: Tensor) -> Tensor:
@@ -38,18 +38,23 @@ def principal_scales(pose_B23: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lay_drawing(pose_B23: Tensor, grid: int) -> Tensor:
-    """The atlas' drawing on the patches: [B, G, N] float32, the share of each patch that a node covers.
+    """The atlas' drawing on the patches: [B, G, N] float32, the share of each patch that a node covers."""
+    return lay_maps(_drawing().to(pose_B23.device).expand(len(pose_B23), -1, -1, -1), pose_B23, grid, REACH)
 
-    The pose's principal scales are held within `SCALES`, so that centroids that lie together (early in training) still give a drawing.
+
+def lay_maps(atlas_BKRR: Tensor, pose_B23: Tensor, grid: int, reach: float = 1.0) -> Tensor:
+    """Maps in the atlas' frame, over [-reach, reach]^2 half-widths, laid on the patches of posed films: [B, K, N] float32, 0 outside.
+
+    The pose's principal scales are held within `SCALES`, so that centroids that lie together (early in training) still give a picture.
     """
     linear, shift = pose_B23[:, :, :2].float(), pose_B23[:, :, 2].float()
-    turn, scales, back = torch.linalg.svd(linear)
+    # A run that diverges is stopped by its losses, which stay not finite; the decomposition would raise an error of its own.
+    turn, scales, back = torch.linalg.svd(linear.nan_to_num(0, 0, 0))
     inverse = back.transpose(1, 2) @ torch.diag_embed(1 / scales.clamp(*SCALES)) @ turn.transpose(1, 2)
     side = grid * _SAMPLES
     points_P2 = patch_centres(side, pose_B23.device)
-    source = (points_P2[None] - shift[:, None]) @ inverse.transpose(1, 2) / REACH
-    drawn = _drawing().to(pose_B23.device).expand(len(pose_B23), -1, -1, -1)
-    laid = functional.grid_sample(drawn, source.view(-1, side, side, 2), padding_mode="zeros", align_corners=False)
+    source = (points_P2[None] - shift[:, None]) @ inverse.transpose(1, 2) / reach
+    laid = functional.grid_sample(atlas_BKRR, source.view(-1, side, side, 2), padding_mode="zeros", align_corners=False)
     shares: Tensor = functional.avg_pool2d(laid, _SAMPLES).flatten(2)
     return shares
 

@@ -50,11 +50,7 @@ class RegionHead(nn.Module):
 
     def entity_logits(self, patch_BNF: Tensor, attention_BMN: Tensor) -> Tensor:
         """[B, M, F]: which finding is present at which leaf. The attention is taken as it is: findings do not move it."""
-        attention = attention_BMN.detach().float().clamp_min(1e-8)
-        # Safe from overflow: the largest patch of the image is taken out before the exponential.
-        top = patch_BNF.detach().amax(1, keepdim=True)
-        pooled = (attention @ (_SHARPNESS * (patch_BNF - top)).exp()).clamp_min(1e-12).log() / _SHARPNESS + top
-        return pooled + self.leaf_bias
+        return soft_maximum_at(patch_BNF, attention_BMN.detach().float().clamp_min(1e-8)) + self.leaf_bias
 
     def image_logits(self, patch_BNF: Tensor) -> Tensor:
         """[B, F]: which finding is present anywhere."""
@@ -65,6 +61,14 @@ def soft_maximum(logits_BKF: Tensor) -> Tensor:
     """Log-mean-exp over K: between mean and maximum, with a gradient for all."""
     count = torch.tensor(float(logits_BKF.shape[1]), device=logits_BKF.device)
     return ((_SHARPNESS * logits_BKF).logsumexp(1) - count.log()) / _SHARPNESS
+
+
+def soft_maximum_at(logits_BKF: Tensor, weights_MK: Tensor) -> Tensor:
+    """The same over weighted K, for each of M (or [B, M, K]) sets of weights that sum to 1: [B, M, F]."""
+    # Safe from overflow: the largest of the image is taken out before the exponential.
+    top = logits_BKF.detach().amax(1, keepdim=True)
+    pooled: Tensor = (weights_MK @ (_SHARPNESS * (logits_BKF - top)).exp()).clamp_min(1e-12).log() / _SHARPNESS + top
+    return pooled
 
 
 def findings_loss(logits_BF: Tensor, labels_BF: Tensor, has_labels_B: Tensor, uncertain: str) -> Tensor:

@@ -86,8 +86,24 @@ def read_released_file(path: str | Path) -> tuple[dict[str, Tensor], int]:
     CheckpointError
         The file cannot be read, holds other objects, or has no "model" part of tensors.
     """
+    tree = unpickle_tensors(path)
+    state = tree.get("model", tree) if isinstance(tree, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict under 'model': it is not a checkpoint in the released layout.")
+    epoch = tree.get("epoch", 0)
+    return {str(name).removeprefix("module."): value for name, value in state.items()}, epoch if isinstance(epoch, int) else 0
+
+
+def unpickle_tensors(path: str | Path) -> Any:
+    """What torch.save wrote to `path`, where it holds nothing but tensors and plain values.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read, or holds other objects.
+    """
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}. Give the path of the released .pth file.") from error
     # A file cut short makes torch seek before its start: an OSError.
@@ -95,11 +111,6 @@ def read_released_file(path: str | Path) -> tuple[dict[str, Tensor], int]:
         raise CheckpointError(
             f"{path} is damaged, or holds objects other than tensors, which are never unpickled. Save its state_dict alone and try again."
         ) from error
-    state = tree.get("model", tree) if isinstance(tree, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict under 'model': it is not a checkpoint in the released layout.")
-    epoch = tree.get("epoch", 0)
-    return {str(name).removeprefix("module."): value for name, value in state.items()}, epoch if isinstance(epoch, int) else 0
 
 
 def our_name(released: str) -> str | None:

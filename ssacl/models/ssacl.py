@@ -21,8 +21,8 @@ from ssacl.losses.balance import Balance
 from ssacl.losses.grounding import GroundingInputs, grounding_losses
 from ssacl.losses.warp import warp_images
 from ssacl.models.encoded import Encoded
-from ssacl.models.findings import RegionHead, findings_loss, soft_maximum
-from ssacl.models.findings_head import FindingsBatch, FindingsHead, FindingsInputs, register
+from ssacl.models.findings import RegionHead
+from ssacl.models.findings_head import FindingsBatch, FindingsHead, FindingsInputs, FindingsRead, head_loss, register
 from ssacl.models.language import LanguageDecoder, pack_text
 from ssacl.models.restoration import LEAF_NODES, graph_means, inner_node_pixels, restore_inner_nodes
 from ssacl.models.text import TextEncoder
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STAGES = ("contrastive", "generation", "joint", "findings")
+_RECOMPILE_LIMIT = 32
 RAMPED = (
     *("equivariance", "centroid", "slots", "compactness", "order"),
     *("layout_chart", "pose_range", "mean_layout", "shape", "hierarchy"),
@@ -90,9 +91,9 @@ class SSACL(nn.Module):
         self.tau = nn.Parameter(torch.tensor(float(losses.initial_tau)))
         self.balance = Balance(losses.balance == "uncertainty")
         self.region = RegionHead(vision.width, text.width)
-        self.findings_head = FindingsHead(vision.width)
+        self.findings_head = FindingsHead(vision.width, config.findings_from_pooled or self.official)
         self.leaf_findings = None
-        if config.findings_in_prefix and losses.grounding.enabled and losses.grounding.entities > 0 and not self.official:
+        if config.findings_in_prefix and not self.official:
             self.leaf_findings = nn.Linear(len(FINDINGS), vision.width, bias=False)
             nn.init.zeros_(self.leaf_findings.weight)
         ids, mask = _leaf_tokens(tokenizers.text, text.max_tokens)
@@ -141,7 +142,7 @@ class SSACL(nn.Module):
         if stage not in STAGES:
             raise ConfigError(f"'{stage}' is not a stage; expected one of: {', '.join(STAGES)}.")
         if isinstance(batch, FindingsBatch):
-            loss = findings_loss(self.findings_head(batch.inputs), batch.labels, batch.has_labels, self.uncertain)
+            loss = self._findings_loss(self.findings_head(batch.inputs), batch)
             return Losses(total=loss, weights={"findings": 1.0}, findings=loss)
         if batch.image.shape[-1] != self.config.vision.image_size_px:
             raise ConfigError(
@@ -160,7 +161,7 @@ class SSACL(nn.Module):
         if stage in ("generation", "joint"):
             named["language_model"] = self._language_model(batch, encoded)
         if stage == "findings":
-            named["findings"] = findings_loss(self.findings_logits(encoded), batch.labels, batch.has_labels, self.uncertain)
+            named["findings"] = self._findings_loss(self.findings_read(encoded), batch)
         for name in named:
             weights[name] = 1.0 if name == "findings" else float(getattr(self.losses, name))
         for name in grounding:
@@ -239,6 +240,9 @@ class SSACL(nn.Module):
         )
         return terms
 
+    def _findings_loss(self, read: FindingsRead, batch: Batch | FindingsBatch) -> Tensor:
+        return head_loss(read, batch.labels, batch.has_labels, batch.entities, batch.has_text, self.uncertain)
+
     def _language_model(self, batch: Batch, encoded: Encoded) -> Tensor:
         prefix, prefix_mask = self.prefix(encoded, batch.leaf_mask)
         text = pack_text(batch, gapless=not self.official)
@@ -254,6 +258,16 @@ class SSACL(nn.Module):
         hidden = self.language(kept, mask.gather(1, slots), slots)
         logits = self.language.logits(hidden[predicts.gather(1, slots)])
         return published.language_model(logits, text.ids_BL[text.is_report_BL], global_mean=not self.official)
+
+    def compile_blocks(self) -> None:
+        """Compile each transformer block of the encoder and the pixel decoder, in place: names and state dict stay as they are.
+
+        Blocks of one shape share their code, so that the wait at the first step is that of a few blocks, not of the whole step.
+        """
+        # One for each number of tokens, readers and mask, in both modes: more than torch's default of 8.
+        torch._dynamo.config.recompile_limit = max(_RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile()
 
     # Inference
 
@@ -306,23 +320,25 @@ class SSACL(nn.Module):
         """
         leaves_BMD = encoded.leaves_BMD
         if self.leaf_findings is not None:
-            leaves_BMD = leaves_BMD + self.leaf_findings(encoded.entities_BMF.detach().sigmoid().to(leaves_BMD.dtype))
+            with torch.no_grad():
+                shown_BMF = self.findings_read(encoded).leaves_BMF.sigmoid()
+            leaves_BMD = leaves_BMD + self.leaf_findings(shown_BMF.to(leaves_BMD.dtype))
         tokens = torch.cat([leaves_BMD, encoded.cls_BD[:, None], encoded.patches_BND], 1)
         leaf_mask = leaf_mask_BM.bool()
         patches = leaf_mask.new_ones(len(leaf_mask), encoded.patches_BND.shape[1])
         return self.opt_proj(tokens), torch.cat([leaf_mask, torch.zeros_like(leaf_mask[:, :1]), patches], 1)
 
-    def findings_logits(self, encoded: Encoded) -> Tensor:
-        """[B, F] float32 logits, `FINDINGS` order."""
-        logits: Tensor = self.findings_head(self.findings_inputs(encoded))
-        return logits
+    def findings_read(self, encoded: Encoded) -> FindingsRead:
+        """Findings of the films, of their leaves, and of the cells of the atlas' frame; what the head reads has no gradient."""
+        read: FindingsRead = self.findings_head(self.findings_inputs(encoded))
+        return read
 
     def findings_inputs(self, encoded: Encoded) -> FindingsInputs:
         """What the findings head reads, without gradients: the encoder is frozen where the head is trained."""
         attention = encoded.attention_BGN[:, list(LEAF_NODES)] if self.losses.grounding.enabled else None
         with torch.no_grad():
             registered = register(encoded.image_BCHW, attention)
-        return FindingsInputs(registered, encoded.pooled_BD.detach(), soft_maximum(encoded.entities_BMF.detach()))
+        return FindingsInputs(registered, encoded.pooled_BD.detach())
 
     def parameter_groups(self, optim: OptimConfig, stage: str, freeze_encoder: bool = False) -> list[dict[str, Any]]:
         """AdamW groups of the parameters that `stage` trains, with `lr` and `weight_decay` (none on tensors of one dimension or less).

@@ -98,6 +98,8 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     settings = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision, device)})
     logger.info("stage %s: matrix products in %s", stage.kind, settings.precision)
     groups = parameter_groups(model, stage)
+    if settings.compile:
+        model.compile_blocks()  # type: ignore[operator]
     if config.engine.kind == "torch":
         return TorchEngine(model, groups, settings, stage, device)
     if config.engine.zero_stage == 3:

@@ -25,7 +25,6 @@ from ssacl.data.loader import StreamingLoader
 from ssacl.data.records import Batch
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
-from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError
 from ssacl.models.findings_head import FindingsBatch
 from ssacl.models.ssacl import SSACL
@@ -44,6 +43,7 @@ from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.stages import StagePlan, plan_stages
+from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,11 @@ logger = logging.getLogger(__name__)
 NUM_VALIDATION_BATCHES = 4
 """Micro batches per rank whose mean losses are a validation."""
 _MUST_AGREE = ("model", "losses", "optim", "engine")
-"""Sections that a run may not change half way; of `run`, `seed` and `stages`; of `data`, all but where it lies and how it is read."""
-_DATA_MAY_DIFFER = ("url", "tokenizer_url", "num_loader_threads", "max_bad_samples")
+"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read."""
+_DATA_MAY_DIFFER = (
+    *("url", "tokenizer_url", "max_bad_samples", "num_loader_threads", "loader_kind"),
+    *("prefetch_batches", "num_reader_threads", "read_ahead_mb", "cache_mb"),
+)
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,14 @@ class _Run:
         self.data = open_storage(config.data.url)
         self.storage = run_storage(config)
         self.store = RunStore(self.storage, world_rank)
-        self.tokenizers = Tokenizers.load(open_storage(config.data.tokenizer_url) if config.data.tokenizer_url else self.data)
+        self.tokenizers = run_tokenizers(config, self.data)
         self.thresholds: dict[str, float] = {}
         self.metrics = MetricsLog()
         self.validation: dict[str, Any] = {}
         self.model = self._new_model()
+        self.extras = start_from(self.model, config.run.init_from) if config.run.init_from else None
+        if config.run.init_encoder_from:
+            start_encoder_from(self.model, config.run.init_encoder_from)
 
     # -- the run ------------------------------------------------------------------------------------------------------------------
 
@@ -197,8 +203,8 @@ class _Run:
         rows: dict[str, tuple[Any, Any]] = {}
         for _ in range(loader.steps_per_epoch):
             batch = next(batches)
-            logits = self.model.findings_logits(self.model.encode(batch.image.to(self.device)))
-            probability = torch.sigmoid(logits.float()).cpu().double().numpy()
+            read = self.model.findings_read(self.model.encode(batch.image.to(self.device)))
+            probability = read.image_BF.sigmoid().cpu().double().numpy()
             for row, key in enumerate(batch.keys):
                 if bool(batch.has_labels[row]):
                     rows[key] = (probability[row], batch.labels[row].numpy())
@@ -273,8 +279,9 @@ class _Run:
         }
         with tempfile.TemporaryDirectory(prefix="ssacl-export-") as parent:
             folder = Path(parent) / "model"
+            metrics = {"validation": self.validation}
             manifest = save_model_folder(
-                folder, self.model, self.config, self.tokenizers, self.thresholds, {"validation": self.validation}, provenance
+                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, extras=self.extras or None
             )
             upload_folder(folder, self.storage, "model")
         return manifest
@@ -345,6 +352,6 @@ def _settings(config: Config) -> dict[str, Any]:
     """What decides the numbers of a run, as a plain tree."""
     tree = config.model_dump(mode="json")
     settings = {name: tree[name] for name in _MUST_AGREE}
-    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages")}
+    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
     settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
     return settings

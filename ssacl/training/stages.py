@@ -61,8 +61,9 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
     Raises
     ------
     ConfigError
-        An epoch holds fewer micro batches than `engine.accumulation_steps`.
+        An epoch holds fewer micro batches than `engine.accumulation_steps`, or words that need findings come before them.
     """
+    _require_findings_first(config)
     steps_per_epoch = micro_batches_per_epoch / config.engine.accumulation_steps
     if steps_per_epoch < 1:
         raise ConfigError(
@@ -86,6 +87,18 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
             )
         )
     return tuple(plans)
+
+
+def _require_findings_first(config: Config) -> None:
+    """Where leaf slots say what the findings head sees, the head must be trained, and must see the same ever after."""
+    known = bool(config.run.init_from)
+    for stage in config.run.stages if config.model.findings_in_prefix and config.model.wiring == "paper" else ():
+        if stage.kind in ("generation", "joint") and not (known and stage.freeze_encoder and stage.kind == "generation"):
+            raise ConfigError(
+                f"model.findings_in_prefix needs a trained findings head before stage '{stage.kind}': in run.stages, put 'findings' before "
+                "a 'generation' with freeze_encoder: true, or set model.findings_in_prefix=false."
+            )
+        known = known or stage.kind == "findings"
 
 
 def select_trainable(model: nn.Module, groups: Sequence[dict[str, Any]]) -> int:
