@@ -39,6 +39,10 @@ class LanguageDecoder(nn.Module):
         self.width: int = self.model.get_input_embeddings().weight.shape[1]
         self.max_positions = int(getattr(self.model.config, "max_position_embeddings", config.max_positions))
 
+    def recompute_activations(self) -> None:
+        """Recompute the blocks in the backward pass, to save memory."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def embed(self, ids: Tensor) -> Tensor:
         """[B, L] token ids -> [B, L, W] input embeddings."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)

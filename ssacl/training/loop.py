@@ -42,7 +42,7 @@ from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.sealed import MANIFEST, parse_manifest
-from ssacl.training.stages import StagePlan, plan_stages
+from ssacl.training.stages import StagePlan, fit_batch, plan_stages
 from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import choose_thresholds
 
@@ -50,8 +50,9 @@ logger = logging.getLogger(__name__)
 
 NUM_VALIDATION_BATCHES = 4
 """Micro batches per rank whose mean losses are a validation."""
-_MUST_AGREE = ("model", "losses", "optim", "engine")
-"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read."""
+_MUST_AGREE = ("model", "losses", "optim")
+"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read; of
+`engine`, what decides the numbers: with a global batch size, neither ranks nor micro batch do."""
 _DATA_MAY_DIFFER = (
     *("url", "tokenizer_url", "max_bad_samples", "num_loader_threads", "loader_kind"),
     *("prefetch_batches", "num_reader_threads", "read_ahead_mb", "cache_mb"),
@@ -85,6 +86,7 @@ def train(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+    config = fit_batch(config, world_size)
     return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
 
 
@@ -353,5 +355,9 @@ def _settings(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     settings = {name: tree[name] for name in _MUST_AGREE}
     settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
+    names = ("kind", "precision", "accumulation_steps", "global_batch_size")
+    settings["engine"] = {name: tree["engine"][name] for name in names}
+    if config.engine.global_batch_size == 0:
+        settings["engine"]["micro_batch_size"] = config.engine.micro_batch_size
     settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
     return settings
