@@ -1,16 +1,21 @@
-"""Ingest on Ray: each task turns a chunk of studies into one finished shard; the driver commits the index last."""
+"""Ingest on Ray Data: each task turns a chunk of studies into one finished shard; the driver commits the index last."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ray_jobs.session import ray_session, storage_environment
-from ssacl.data.chunks import Chunk, Part, run_chunk
+from ssacl.data.chunks import Chunk, Made, run_chunk
 from ssacl.data.convert import IngestSettings
 from ssacl.data.ingest import IngestSummary, ingest
 from ssacl.data.sources import SourceOptions
 from ssacl.errors import SSACLError
+
+_NUM_RETRIES = 3
 
 
 def run_ingest(
@@ -28,36 +33,52 @@ def run_ingest(
     Raises
     ------
     SSACLError
-        As `ssacl.data.ingest.ingest`; or Ray cannot be reached.
+        As `ssacl.data.ingest.ingest`; or Ray cannot be reached, or loses its workers.
     """
 
-    def run(chunks: Sequence[Chunk]) -> Iterator[Part]:
+    def run(chunks: Sequence[Chunk]) -> Iterator[Made]:
         # Here, not around the whole: a second run with nothing to do needs no Ray.
         with ray_session(num_workers, address):
-            yield from _run_tasks(chunks, data_url, settings, num_workers)
+            yield from _run_dataset(chunks, data_url, settings, num_workers)
 
     return ingest(format, source_path, data_url, settings, options, run, progress)
 
 
-def _run_tasks(chunks: Sequence[Chunk], data_url: str, settings: IngestSettings, num_workers: int) -> Iterator[Part]:
-    import ray
+def _run_dataset(chunks: Sequence[Chunk], data_url: str, settings: IngestSettings, num_workers: int) -> Iterator[Made]:
+    import ray.data
 
-    task = ray.remote(num_cpus=1, max_retries=3, runtime_env={"env_vars": storage_environment()})(run_chunk)
-    waiting = list(reversed(chunks))
-    running: list[ray.ObjectRef] = []
+    # Our own bar shows studies; Ray Data's shows blocks.
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    # What goes wrong is raised here, in a line; Ray Data would print stacks before.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+    def make(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"made": run_chunk(row["chunk"], data_url, settings)}
+        except SSACLError as error:  # As a value: raised, it would come back wrapped, without its name.
+            return {"made": error}
+
+    # A block per chunk, so that a shard is told of as soon as it is there. A task that is lost with its worker is started again, since it
+    # gives the same bytes; but not for ever, as Ray Data does by itself: a film may be what kills it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # No other argument sets the number of retries in this version of Ray.
+        dataset = ray.data.from_items([{"chunk": chunk} for chunk in chunks], override_num_blocks=len(chunks)).map(
+            make,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+            num_cpus=1,
+            runtime_env={"env_vars": storage_environment()},
+            ray_remote_args_fn=lambda: {"max_retries": _NUM_RETRIES},
+        )
     try:
-        while waiting or running:
-            # Bounded: chunks hold report texts, and one submitted task too many keeps a core busy, not the memory.
-            while waiting and len(running) < num_workers + 1:
-                running.append(task.remote(waiting.pop(), data_url, settings))
-            done, running = ray.wait(running, num_returns=1)
-            try:
-                yield ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                # What the task raised, by its own name; Ray's wrapper would show a stack trace.
-                if isinstance(error.cause, SSACLError):
-                    raise error.cause from None
-                raise
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        for row in dataset.iter_rows():
+            if isinstance(row["made"], SSACLError):
+                raise row["made"]
+            yield row["made"]
+    except ray.exceptions.RayTaskError:
+        raise  # A fault of our own, with its stack.
+    except ray.exceptions.RayError as error:
+        raise SSACLError(
+            f"Ray lost the work of ingest ({type(error).__name__}; each shard was tried {_NUM_RETRIES + 1} times). Look at the memory of "
+            "the machines and at Ray's logs, then run again: finished shards are kept."
+        ) from error

@@ -18,7 +18,7 @@ class ProgressBar:
 
     def __init__(self, name: str, total: int | None, unit: str = "items", log_every_s: float = 10.0) -> None:
         self._name, self._total, self._unit, self._log_every_s = name, total, unit, log_every_s
-        self._done, self._note = 0, ""
+        self._done, self._skipped, self._note = 0, 0, ""
         self._started = self._logged = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -32,21 +32,26 @@ class ProgressBar:
             self._task = self._bar.add_task(self._name, total=self._total, note="")
         return self
 
+    def start_at(self, count: int) -> None:
+        """`count` items were done before: they are shown, but neither rate nor time left is reckoned with them."""
+        self._done = self._skipped = count
+        if self._bar is not None and self._task is not None:
+            self._bar.reset(self._task, total=self._total, completed=count)
+
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count `count` more items done; `note` (losses, rejects, ...) is shown behind the rate."""
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()
-        rate = f"{self._done / max(now - self._started, 1e-6):.1f} {self._unit}/s {self._note}".rstrip()
+        per_s = (self._done - self._skipped) / max(now - self._started, 1e-6)
+        rate = f"{per_s:.1f} {self._unit}/s {self._note}".rstrip()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, note=rate)
         elif now - self._logged >= self._log_every_s:
             self._logged = now
-            self._log(rate)
-
-    def _log(self, rate: str) -> None:
-        total = "" if self._total is None else f"/{self._total}"
-        logger.info("%s: %d%s, %s", self._name, self._done, total, rate)
+            total = "" if self._total is None else f"/{self._total}"
+            left = f", {(self._total - self._done) / per_s:.0f} s left" if self._total and per_s else ""
+            logger.info("%s: %d%s, %s%s", self._name, self._done, total, rate, left)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

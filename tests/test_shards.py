@@ -15,8 +15,9 @@ import webdataset
 from PIL import Image
 
 from ssacl.data.records import Sample
-from ssacl.data.shards import INDEX, ShardEntry, ShardIndex, ShardWriter, read_sample, verify
+from ssacl.data.shards import INDEX, ShardEntry, ShardIndex, ShardWriter, read_sample
 from ssacl.data.storage import FolderStorage, open_storage
+from ssacl.data.verification import verify
 from ssacl.errors import ConfigError, DataError, StorageError
 
 
@@ -112,7 +113,7 @@ def _garble(path: Path) -> None:
 def test_damage_is_found(storage: FolderStorage, harm: Callable[[Path], None], problem: str) -> None:
     harm(storage.root / "train-000001.tar")
     damages = verify(storage)
-    assert {damage.shard for damage in damages} == {"train-000001.tar"}
+    assert {damage.file for damage in damages} == {"train-000001.tar"}
     assert any(problem in str(damage) for damage in damages)
     bad, good = 0, 0
     for entry in ShardIndex.load(storage).samples("train"):

@@ -99,13 +99,18 @@ def _columns(pairs: list[str]) -> dict[str, str]:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from ssacl.data.shards import verify
+    from ssacl.data.shards import ShardIndex
     from ssacl.data.storage import open_storage
+    from ssacl.data.verification import verify
+    from ssacl.progress import ProgressBar
 
-    damages = verify(open_storage(options.data))
+    storage = open_storage(options.data)
+    num_samples = sum(shard.count for shard in ShardIndex.load(storage).shards)
+    with ProgressBar("verify", num_samples, "samples") as bar:
+        damages = verify(storage, bar.advance)
     for damage in damages:
         print(damage, file=sys.stderr)
-    print(f"{len(damages)} damaged" if damages else "every shard is whole")
+    print(f"{len(damages)} damaged" if damages else f"every shard is whole: {num_samples} samples")
     return 1 if damages else 0
 
 

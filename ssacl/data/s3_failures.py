@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 import botocore.exceptions as failures
+import urllib3.exceptions as broken
 
 from ssacl.data.storage import MissingObjectError
 from ssacl.errors import StorageError
 
 # A reset or a short body shows only while the body is read, after botocore's own retries are over.
-_SHORT = (failures.IncompleteReadError, failures.ResponseStreamingError)
-_SLOW = (failures.ReadTimeoutError, failures.ConnectTimeoutError, TimeoutError)
+_SHORT = (failures.IncompleteReadError, failures.ResponseStreamingError, broken.ProtocolError)
+_SLOW = (failures.ReadTimeoutError, failures.ConnectTimeoutError, broken.ReadTimeoutError, TimeoutError)
 _CONNECTION = (failures.ConnectionError, failures.HTTPClientError, ConnectionError)
 # NoSuchUpload: some servers give an upload up when one of its parts arrives damaged.
 _DAMAGED_CODES = {"BadDigest", "IncompleteBody", "NoSuchUpload", "XAmzContentSHA256Mismatch"}

@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import botocore.exceptions as failures
 from botocore.config import Config
 
 from ssacl.data.s3_failures import WrongBytesError, named, retry_reason
-from ssacl.data.storage import MissingObjectError, ObjectInfo, checked_key
+from ssacl.data.storage import MissingObjectError, ObjectInfo, checked_key, count_retry
 from ssacl.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ SLOWEST_BYTES_PER_S = 20_000
 _PART_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 16
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_counting = threading.Lock()
 
 
 class S3Storage:
@@ -116,6 +114,9 @@ class S3Storage:
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self._client.delete_object(Bucket=self.bucket, Key=self._full(key)))
 
+    def sweep(self, is_mine: Callable[[str], bool]) -> None:
+        """Nothing: an object is there whole or not at all; a bucket's lifecycle rule removes parts of broken uploads."""
+
     def sub(self, prefix: str) -> S3Storage:
         storage = S3Storage(self.bucket, f"{self.prefix}/{prefix.strip('/')}")
         storage.retries = self.retries
@@ -140,8 +141,7 @@ class S3Storage:
                 give_up_at = min(give_up_at, time.monotonic() + RETRY_LIMIT_S)
                 if reason is None or number == NUM_TRIES or time.monotonic() >= give_up_at:
                     raise named(action, f"{self.url}/{key}" if key else self.url, self.bucket, error, number) from error
-                with _counting:
-                    self.retries[reason] += 1
+                count_retry(self, reason)
                 logger.warning("object storage: cannot %s now (%s), trying again", action, reason)
                 time.sleep(min(8.0, 0.25 * 2**number) * (0.5 + random.random() / 2))
         raise AssertionError("unreachable")
@@ -171,16 +171,17 @@ def _body(reply: Mapping[str, Any]) -> bytes:
 
     Raises
     ------
-    TimeoutError
-        It trickles.
-    botocore.exceptions.IncompleteReadError, ResponseStreamingError
+    TimeoutError, urllib3.exceptions.ReadTimeoutError
+        It trickles, or stands still.
+    botocore.exceptions.IncompleteReadError, urllib3.exceptions.ProtocolError
         It breaks off.
     """
     size = reply["ContentLength"]
     deadline = time.monotonic() + READ_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
     blocks = []
     with closing(reply["Body"]) as body:
-        for block in body.iter_chunks(_BLOCK_BYTES):
+        # botocore's own `read` waits until a block is full, however long that takes; `read1` gives what has come.
+        while block := body._raw_stream.read1(_BLOCK_BYTES):
             blocks.append(block)
             if time.monotonic() > deadline:
                 raise TimeoutError

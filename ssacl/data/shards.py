@@ -1,8 +1,8 @@
-"""WebDataset shards and their index: written whole or not at all, read at an offset, verified.
+"""WebDataset shards and their index: written whole or not at all, read at an offset; `ssacl.data.verification` checks them.
 
 train-000000.tar   KEY.jpg KEY.json KEY.jpg KEY.json ...
 index.json         every shard (split, count, bytes, sha256) and where each sample lies in it; written last
-dataset_card.json, ledger.jsonl
+dataset_card.json, README.md, ledger.jsonl   what is in it and what is not: `ssacl.data.card`
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from ssacl.data.records import SPLITS, Sample
-from ssacl.data.storage import MissingObjectError, Storage
+from ssacl.data.storage import MissingObjectError, Storage, count_retry
 from ssacl.errors import ConfigError, DataError
 
 INDEX = "index.json"
-CARD = "dataset_card.json"
-LEDGER = "ledger.jsonl"
 VERSION = 1
+_NUM_READS = 4
 _BLOCK = tarfile.BLOCKSIZE
 _JSON_FIELDS = tuple(item.name for item in dataclasses.fields(Sample) if item.name not in {"key", "image"})
+
+
+class OtherVersionError(DataError):
+    """The data set is whole, but of a release whose index this one does not read."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,9 @@ class ShardEntry:
     def from_json(cls, tree: dict[str, Any]) -> ShardEntry:
         name, split = str(tree["name"]), str(tree["split"])
         samples = tuple(SampleEntry(row[0], name, split, *row[1:]) for row in tree["samples"])
+        if tree["count"] != len(samples):
+            raise ValueError("count differs from the number of samples")
         return cls(name, split, int(tree["bytes"]), str(tree["sha256"]), samples)
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something of a data set that is not as its index says."""
-
-    shard: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,9 @@ class ShardIndex:
 
     shards: tuple[ShardEntry, ...]
     fingerprint: str = ""
-    """Hash of source, settings and key that made the set; equal for equal input."""
+    """Of the settings and the key that made the set: only what is made with the same may be added."""
+    num_parts: dict[str, int] = field(default_factory=dict)
+    """Split -> records of shards (`ssacl.data.chunks`) that the set is made of; they never change again."""
 
     @classmethod
     def load(cls, storage: Storage) -> ShardIndex:
@@ -100,7 +93,7 @@ class ShardIndex:
         Raises
         ------
         DataError
-            There is no data set, or its index is damaged or of another version.
+            There is no data set, or its index is damaged; `OtherVersionError` if it is of another version.
         StorageError
             Storage cannot be reached.
         """
@@ -113,15 +106,25 @@ class ShardIndex:
         except ValueError as error:
             raise DataError(f"{storage.url}/{INDEX} is damaged. Run ssacl data ingest again to rebuild it.") from error
         if not isinstance(tree, dict) or tree.get("version") != VERSION:
-            raise DataError(f"{storage.url}/{INDEX} is not of version {VERSION}. Ingest the data again with this release.")
+            raise OtherVersionError(f"{storage.url}/{INDEX} is not of version {VERSION}. Ingest the data again with this release.")
         try:
-            return cls(tuple(ShardEntry.from_json(shard) for shard in tree["shards"]), str(tree.get("fingerprint", "")))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            # Sets of earlier releases have no checksum of the index and no numbers of parts.
+            if tree.get("sha256", _checksum(tree["shards"])) != _checksum(tree["shards"]):
+                raise ValueError("sha256 differs")
+            shards = tuple(ShardEntry.from_json(shard) for shard in tree["shards"])
+            num_parts = {split: int(tree.get("parts", {}).get(split, 0)) for split in SPLITS}
+            return cls(shards, str(tree.get("fingerprint", "")), num_parts)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(f"{storage.url}/{INDEX} is damaged. Run ssacl data ingest again to rebuild it.") from error
 
     def save(self, storage: Storage) -> None:
-        tree = {"version": VERSION, "fingerprint": self.fingerprint, "shards": [shard.to_json() for shard in self.shards]}
-        storage.write(INDEX, json.dumps(tree, separators=(",", ":")).encode())
+        storage.write(INDEX, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of `index.json`."""
+        shards = [shard.to_json() for shard in self.shards]
+        tree = {"version": VERSION, "fingerprint": self.fingerprint, "parts": self.num_parts, "sha256": _checksum(shards), "shards": shards}
+        return json.dumps(tree, separators=(",", ":")).encode()
 
     def samples(self, split: str) -> list[SampleEntry]:
         """The samples of a split, in shard order.
@@ -146,7 +149,7 @@ class ShardWriter:
 
     def __init__(self, storage: Storage, split: str, number: int = 0) -> None:
         self._storage = storage
-        self.split, self.name = split, f"{split}-{number:06d}.tar"
+        self.split, self.name = split, shard_name(split, number)
         self._tar = io.BytesIO()
         self._samples: list[SampleEntry] = []
 
@@ -159,11 +162,18 @@ class ShardWriter:
         entry = (sample.key, self.name, self.split, sample.image_format, image_offset, len(sample.image), json_offset, len(document), crc32)
         self._samples.append(SampleEntry(*entry))
 
-    def close(self) -> ShardEntry:
+    def close(self, expected_sha256: str = "") -> ShardEntry:
         """Write the shard; only now is anything visible. Without samples there is no shard, and its entry has no bytes.
+
+        Parameters
+        ----------
+        expected_sha256
+            Of the shard that is made again; nothing is written where the bytes are others.
 
         Raises
         ------
+        DataError
+            The bytes are not those expected.
         StorageError
             Storage refused or is full.
         """
@@ -172,8 +182,14 @@ class ShardWriter:
             return ShardEntry(self.name, self.split, 0, hashlib.sha256().hexdigest(), ())
         self._tar.write(bytes(2 * _BLOCK))
         content = self._tar.getvalue()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if expected_sha256 and sha256 != expected_sha256:
+            raise DataError(
+                f"{self.name} cannot be made again as it was: its source, or the release that reads it, has changed. "
+                "Restore it from a copy, or ingest into another URL."
+            )
         self._storage.write(self.name, content)
-        return ShardEntry(self.name, self.split, len(content), hashlib.sha256(content).hexdigest(), tuple(self._samples))
+        return ShardEntry(self.name, self.split, len(content), sha256, tuple(self._samples))
 
     def _append(self, name: str, content: bytes) -> int:
         info = tarfile.TarInfo(name)
@@ -184,13 +200,22 @@ class ShardWriter:
         return offset
 
 
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:06d}.tar"
+
+
+def shard_number(name: str) -> int:
+    """The number in a shard's name."""
+    return int(name.removesuffix(".tar").rpartition("-")[2])
+
+
 def encode_document(sample: Sample) -> bytes:
     """The JSON member of a sample: every field but key and picture."""
     return json.dumps({name: getattr(sample, name) for name in _JSON_FIELDS}, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_sample(storage: Storage, entry: SampleEntry) -> Sample:
-    """One sample by one range read.
+    """One sample by one range read; read again where its bytes were damaged on the way.
 
     Raises
     ------
@@ -199,11 +224,18 @@ def read_sample(storage: Storage, entry: SampleEntry) -> Sample:
     StorageError
         Storage cannot be reached, or the shard is gone or cut.
     """
-    span = storage.read(entry.shard, entry.image_offset, entry.json_offset + entry.json_size)
-    image, document = span[: entry.image_size], span[entry.json_offset - entry.image_offset :]
-    if zlib.crc32(document, zlib.crc32(image)) != entry.crc32:
-        raise DataError(f"Sample {entry.key} in {entry.shard} is damaged. Delete that shard and run ssacl data ingest again.")
-    return decode_sample(entry.key, image, document)
+    wrong: set[int] = set()
+    for _ in range(_NUM_READS):
+        span = storage.read(entry.shard, entry.image_offset, entry.json_offset + entry.json_size)
+        image, document = span[: entry.image_size], span[entry.json_offset - entry.image_offset :]
+        found = zlib.crc32(document, zlib.crc32(image))
+        if found == entry.crc32:
+            return decode_sample(entry.key, image, document)
+        if found in wrong:
+            break  # Twice the same wrong bytes: they lie there like this.
+        wrong.add(found)
+        count_retry(storage, "wrong_bytes")
+    raise DataError(f"Sample {entry.key} in {entry.shard} is damaged. Delete that shard and run ssacl data ingest again.")
 
 
 def decode_sample(key: str, image: bytes, document: bytes) -> Sample:
@@ -222,43 +254,5 @@ def decode_sample(key: str, image: bytes, document: bytes) -> Sample:
         raise DataError(f"The JSON of sample {key} is damaged. Delete its shard and run ssacl data ingest again.") from error
 
 
-def verify(storage: Storage) -> list[Damage]:
-    """Read every shard again and compare it with the index: presence, size, sha256, members, pictures.
-
-    Raises
-    ------
-    DataError
-        There is no data set, or its index cannot be read.
-    StorageError
-        Storage cannot be reached.
-    """
-    return [damage for shard in ShardIndex.load(storage).shards for damage in _verify_shard(storage, shard)]
-
-
-def _verify_shard(storage: Storage, shard: ShardEntry) -> Iterator[Damage]:
-    try:
-        content = storage.read(shard.name)
-    except MissingObjectError:
-        yield Damage(shard.name, "missing")
-        return
-    if len(content) != shard.bytes:
-        yield Damage(shard.name, f"has {len(content)} bytes instead of {shard.bytes}")
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        yield Damage(shard.name, "sha256 differs")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            names = tar.getnames()
-    except tarfile.TarError:
-        yield Damage(shard.name, "is not a readable tar file")
-        names = []
-    if names and len(names) != 2 * shard.count:
-        yield Damage(shard.name, f"has {len(names)} members instead of {2 * shard.count}")
-    for entry in shard.samples:
-        image = content[entry.image_offset : entry.image_offset + entry.image_size]
-        document = content[entry.json_offset : entry.json_offset + entry.json_size]
-        try:
-            decode_sample(entry.key, image, document)
-            with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as picture:
-                picture.load()
-        except (DataError, OSError, SyntaxError, ValueError):
-            yield Damage(shard.name, f"sample {entry.key} cannot be read")
+def _checksum(shards: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(shards, separators=(",", ":")).encode()).hexdigest()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,8 @@ from ssacl.errors import StorageError
 __all__ = ["EmbeddedS3", "FolderStorage", "MissingObjectError", "ObjectInfo", "Storage", "embedded_s3", "open_storage"]
 
 _TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(rf"\.(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(_TEMPORARY_SUFFIX)}")
+_counting = threading.Lock()
 
 
 class MissingObjectError(StorageError):
@@ -74,6 +78,10 @@ class Storage(Protocol):
         """Remove an object; a missing one is no error."""
         ...
 
+    def sweep(self, is_mine: Callable[[str], bool]) -> None:
+        """Remove what killed writers of the keys that `is_mine` names left half-written; nobody may be writing them now."""
+        ...
+
     def sub(self, prefix: str) -> Storage:
         """The storage rooted at `prefix`."""
         ...
@@ -104,6 +112,12 @@ def open_storage(url: str | Path) -> Storage:
 
     bucket, _, prefix = text.removeprefix("s3://").partition("/")
     return S3Storage(bucket, prefix)
+
+
+def count_retry(storage: Storage, reason: str) -> None:
+    """Note in `storage.retries` that something is tried again; from any thread."""
+    with _counting:
+        storage.retries[reason] += 1
 
 
 def checked_key(key: str) -> str:
@@ -171,6 +185,14 @@ class FolderStorage:
         path = self._path(key)
         with _named_os_errors("delete", path):
             path.unlink(missing_ok=True)
+
+    def sweep(self, is_mine: Callable[[str], bool]) -> None:
+        with _named_os_errors("clean", self.root):
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    left = _TEMPORARY.fullmatch(name)
+                    if left and is_mine((Path(folder) / left[1]).relative_to(self.root).as_posix()):
+                        (Path(folder) / name).unlink(missing_ok=True)
 
     def sub(self, prefix: str) -> FolderStorage:
         storage = FolderStorage(self._path(prefix.strip("/")) if prefix.strip("/") else self.root)
