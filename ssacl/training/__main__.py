@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(dry_run(config, world_size), end="")
             return 0
         device = _device(config)
-        with process_group(world_rank, world_size, device):
-            outcome = train(config, LogReporter(world_rank), world_rank, world_size, device)
+        with closing(LogReporter(world_rank)) as reporter, process_group(world_rank, world_size, device):
+            outcome = train(config, reporter, world_rank, world_size, device)
     except SSACLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
