@@ -271,6 +271,9 @@ class RunConfig(_Section):
     validate_every_steps: Count = Field(500, description="Validation is the only thing that chooses a checkpoint.")
     keep_last: Count = 2
     log_every_steps: Count = 10
+    hang_limit_s: float = Field(
+        1800.0, ge=0, description="Longest time of one step, validation or checkpoint, in seconds, before the process ends; 0: no limit."
+    )
     max_restarts: int = Field(3, ge=0, description="Times a failed worker group is started again.")
 
 

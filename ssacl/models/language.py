@@ -136,7 +136,7 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> 
 
 
 def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if not Path(config.name_or_path).is_dir():
         raise ConfigError(
@@ -144,6 +144,9 @@ def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
             "config.json, model.safetensors and tokenizer."
         )
     try:
+        if torch.get_default_device().type == "meta":
+            # Shapes alone are asked for: no weight is read.
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.name_or_path, local_files_only=True))
         model = AutoModelForCausalLM.from_pretrained(config.name_or_path, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"No causal language model in safetensors form can be read from '{config.name_or_path}'.") from error
