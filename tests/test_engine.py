@@ -229,9 +229,10 @@ def test_offload_and_recomputed_activations_give_the_same_steps(data, batches, p
         config = config.model_copy(update={"model": config.model.model_copy(update={"activation_checkpointing": recompute})})
         torch.manual_seed(0)
         model = SSACL.from_config(config, Tokenizers.load(data))
-        calls: list[int] = []  # of a block each in encoder and language model; a recomputation ends before a hook behind it would run
-        model.encoder.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
-        model.language.model.transformer.h[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        calls: list[int] = []
+        for part in (model.encoder.blocks[0], model.language.model.transformer.h[0].mlp):
+            # Before the part: a recomputation may end without running what comes behind it.
+            part.register_forward_pre_hook(lambda *_: calls.append(1))
         made = make_engine(model, config, _plan(config, "joint"))
         values = [made.step(batches[start : start + 2], 1.0) for start in (0, 2)]
         made.close()

@@ -41,7 +41,7 @@ class LanguageDecoder(nn.Module):
 
     def recompute_activations(self) -> None:
         """Recompute the blocks in the backward pass, to save memory."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, L] token ids -> [B, L, W] input embeddings."""
