@@ -133,6 +133,10 @@ class _Run:
     def _hold(self, stack: ExitStack) -> None:
         self.lease = stack.enter_context(hold_lease(self.storage, HOLDER))
 
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
     def _train(self) -> TrainingOutcome:
         self.reporter.progress(
             {"event": "files", "note": f"metrics and samples in {self.storage.url}; tensorboard --logdir {self.events.url}"}
@@ -281,7 +285,7 @@ class _Run:
         self._save(position, write)
 
     def _save(self, position: Position, write: Any) -> None:
-        on_rank_0(lambda: self.lease and self.lease.check(), self.world_rank)
+        on_rank_0(self._check_lease, self.world_rank)
         entries = {
             "settings": _settings(self.config),
             "config": self.config.model_dump(mode="json"),
