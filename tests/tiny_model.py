@@ -57,7 +57,7 @@ def tiny_model_folder(folder: Path, stages: tuple[str, ...] = ("contrastive", "g
             if "wpe" in name or "wte" in name or name.startswith(("encoder", "findings_head", "opt_proj", "region")):
                 value.add_(0.2 * torch.randn_like(value))
         if spoil:
-            model.findings_head.pooled.weight[0, 0] = float("nan")
+            model.findings_head.somewhere.weight[0, 0] = float("nan")
     thresholds = dict.fromkeys(FINDINGS, 0.5)
     save_model_folder(folder, model, config, tokenizers, thresholds, {}, {"stages": list(stages)})
     return folder
