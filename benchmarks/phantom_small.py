@@ -63,9 +63,9 @@ def measure(options: argparse.Namespace) -> Measurement:
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     data_url, truth = phantom_data(options)
-    quick = [
-        "run.stages=[{kind: contrastive, num_steps: 4}, {kind: findings, num_steps: 4}, {kind: generation, num_steps: 2, freeze_encoder: true}]"
-    ]
+    generation = "{kind: generation, num_steps: 2, freeze_encoder: true}"
+    stages = ("{kind: contrastive, num_steps: 4}", "{kind: findings, num_steps: 4}", generation)
+    quick = [f"run.stages=[{', '.join(stages)}]"]
     overrides = [
         *(f"data.url={data_url}", f"run.storage_url={work_folder(options) / 'runs'}", f"run.seed={options.seed}"),
         *(f"run.name=phantom_small-{options.seed}", *(quick if options.quick else [])),

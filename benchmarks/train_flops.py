@@ -10,7 +10,6 @@ Shape letters: B images, N patches, V visible patches, G = 32 nodes, M = 25 leav
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import torch
@@ -235,20 +234,3 @@ def _levels() -> list[list[str]]:
     for node in reversed(INNER_NODES):
         height[node] = 1 + max(height.get(child, 0) for child in CHILDREN[node])
     return [[node for node in INNER_NODES if height[node] == level] for level in range(1, max(height.values()) + 1)]
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...] = (1024, 1536, 2048), tries: int = 3) -> float:
-    """Best measured rate of a square matrix product, in operations a second."""
-    best = 0.0
-    for size in sizes:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        left @ right
-        for _ in range(tries):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            left @ right
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
-    return best

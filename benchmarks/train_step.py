@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from benchmarks.parity import Vocabulary
 from benchmarks.record import Goal, Measurement, run_benchmark
 from benchmarks.release_cost import ReleaseWork
-from benchmarks.train_flops import RELEASE_TEXT_TOKENS, Work, matmul_peak, step_flops
+from benchmarks.train_flops import RELEASE_TEXT_TOKENS, Work, step_flops
 from ssacl.anatomy import FINDINGS, LEAVES, NODES
 from ssacl.config import Config, parse_config
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
 from ssacl.models.ssacl import SSACL
 from ssacl.training.memory import keep_freed_memory
+from ssacl.training.speed import matmul_peak
 
 logger = logging.getLogger("train_step")
 

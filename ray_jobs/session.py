@@ -22,8 +22,10 @@ def storage_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iterator[None]:
+def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iterator[str]:
     """A Ray runtime inside the block: the one already running, the cluster at `address`, or a quiet local one.
+
+    Gives the URL of the dashboard of a cluster that was joined; "" where there is none.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     import ray
 
     if ray.is_initialized():
-        yield
+        yield ""
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     handlers = _handlers()
@@ -47,9 +49,9 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address:
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
+            context = ray.init(num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise SSACLError(
@@ -58,7 +60,8 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     # Ray's own handler of SIGTERM prints a stack and aborts, which would leave what this process has started running.
     _install({**handlers, signal.SIGTERM: handlers.get(signal.SIGTERM) or _terminate})
     try:
-        yield
+        url = getattr(context, "dashboard_url", None)
+        yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
         _install(handlers)

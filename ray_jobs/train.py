@@ -10,10 +10,8 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,22 +21,18 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from ray_jobs.board import Board, RayReporter, live_line, raise_named
 from ray_jobs.session import ray_session, storage_environment
-from ssacl import errors
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
 from ssacl.data.storage import open_storage
 from ssacl.errors import ConfigError, SSACLError, TrainingError
-from ssacl.progress import ProgressBar
 from ssacl.training.curves import write_curves
-from ssacl.training.reporter import MetricsLog, Record, describe
+from ssacl.training.events import FOLDER
+from ssacl.training.reporter import MetricsLog
 from ssacl.training.resume import run_storage
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 0.5
-SILENCE_S = 12.0
-"""The driver says something at least this often."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,9 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
     storage.exists(MetricsLog.KEY)
     open_split(open_storage(config.data.url), "train", purpose="training")
     folder = out_folder or Path("runs") / config.run.name
-    with ray_session(num_cpus=_num_cpus(config), address=address):
+    with ray_session(num_cpus=_num_cpus(config), address=address) as dashboard:
+        if dashboard:
+            logger.info("Ray dashboard: %s", dashboard)
         _require_cpus(config)
         _fit(config, progress)
     metrics = MetricsLog.parse(storage.read(MetricsLog.KEY))
@@ -78,12 +74,18 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
     metrics_path.write_bytes(metrics.dump())
     write_curves(metrics.records, curves)
     storage.upload("training.png", curves)
+    logger.info(
+        "metrics and curves in %s; tensorboard --logdir %s%s",
+        folder,
+        storage.sub(FOLDER).url,
+        f"; Ray dashboard: {dashboard}" if dashboard else "",
+    )
     return TrainingResult(storage.sub("model").url, metrics_path, curves, metrics.records)
 
 
 def _fit(config: Config, progress: bool) -> None:
     # The board dies with this block: its handle is the only reference.
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = ray.remote(num_cpus=0)(Board).remote()
     with tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder:
         trainer = _Trainer(
             train_worker,
@@ -102,18 +104,18 @@ def _fit(config: Config, progress: bool) -> None:
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        with _live_line(board, progress), _quiet_ray(), _own_interrupt():
+        with live_line(board, progress), _quiet_ray(), _own_interrupt():
             try:
                 trainer.fit()
             except Exception as error:
-                _raise_named(board)
+                raise_named(board)
                 causes = getattr(error, "worker_failures", None) or {0: error}
                 first = "; ".join(sorted({_last_line(cause) for cause in causes.values()}))
                 raise TrainingError(
                     f"A train worker was lost more than {config.run.max_restarts} times, or failed without a named cause: {first}. "
                     "Look into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
                 ) from error
-        _raise_named(board)
+        raise_named(board)
 
 
 class _Trainer(TorchTrainer):
@@ -138,41 +140,6 @@ def _own_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-class _Board:
-    """Where worker 0 pins up its records and the driver reads them; an actor."""
-
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-        self._failure: tuple[str, str] | None = None
-
-    def post(self, record: dict[str, Any]) -> None:
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        records, self._records = self._records, []
-        return records
-
-    def fail(self, kind: str, text: str) -> None:
-        self._failure = self._failure or (kind, text)
-
-    def failure(self) -> tuple[str, str] | None:
-        return self._failure
-
-
-class _RayReporter:
-    def __init__(self, board: Any, world_rank: int) -> None:
-        self._board, self._world_rank = board, world_rank
-
-    def progress(self, record: Record) -> None:
-        if self._world_rank == 0:
-            self._board.post.remote(dict(record))
-
-    def milestone(self, record: Record) -> None:
-        self.progress(record)
-        # A barrier: the loop makes this call on every rank, equally often.
-        ray.train.report({"event": record["event"], "stage": record.get("stage", ""), **record.get("losses", {})})
-
-
 def train_worker(settings: dict[str, Any]) -> None:
     """What each train worker runs. A named error is final: it is told to the driver, and a restarted group stops at once."""
     import torch
@@ -188,57 +155,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     if not config.run.use_gpu:
         torch.set_num_threads(max(1, int(config.run.cpus_per_train_worker)))
     try:
-        train(config, _RayReporter(board, context.get_world_rank()), context.get_world_rank(), context.get_world_size(), device)
+        train(config, RayReporter(board, context.get_world_rank()), context.get_world_rank(), context.get_world_size(), device)
     except SSACLError as error:
         ray.get(board.fail.remote(type(error).__name__, str(error)))
         raise
-
-
-@contextlib.contextmanager
-def _live_line(board: Any, progress: bool) -> Iterator[None]:
-    """Show the board's records on this process' stderr while the block runs."""
-    if not progress:
-        yield
-        return
-    done = threading.Event()
-    thread = threading.Thread(target=_show, args=(board, done), name="live-line", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10 * POLL_S)
-
-
-def _show(board: Any, done: threading.Event) -> None:
-    started = spoke = time.monotonic()
-    bar: ProgressBar | None = None
-    shown: tuple[Any, int] = ("", 0)
-    terminal = sys.stderr.isatty()
-    logger.info("starting %s", "the train workers")
-    with contextlib.ExitStack() as bars:
-        last = False
-        while not last:
-            last = done.wait(POLL_S)
-            try:
-                records = ray.get(board.take.remote(), timeout=5)
-            except (ray.exceptions.RayError, TimeoutError):
-                records = []
-            for record in records:
-                spoke = time.monotonic()
-                if not terminal or record["event"] != "step":
-                    logger.info("%s", describe(record))
-                    continue
-                if record["stage_index"] != shown[0]:
-                    bars.close()
-                    bar = bars.enter_context(ProgressBar(record["stage"], total=record["num_steps"], unit="steps"))
-                    shown = (record["stage_index"], 0)
-                if bar is not None:
-                    bar.advance(record["step"] - shown[1], note=describe(record).partition(" | ")[2])
-                shown = (record["stage_index"], record["step"])
-            if time.monotonic() - spoke > SILENCE_S:
-                spoke = time.monotonic()
-                logger.info("training: no news from the train workers for a while (%.0f s since the start)", spoke - started)
 
 
 @contextlib.contextmanager
@@ -251,16 +171,6 @@ def _quiet_ray() -> Iterator[None]:
         yield
     finally:
         ray_logger.setLevel(level)
-
-
-def _raise_named(board: Any) -> None:
-    try:
-        failure = ray.get(board.failure.remote(), timeout=10)
-    except (ray.exceptions.RayError, TimeoutError):
-        return
-    if failure is not None:
-        kind = getattr(errors, failure[0], SSACLError)
-        raise kind(failure[1])
 
 
 def _last_line(error: BaseException) -> str:

@@ -150,7 +150,9 @@ class ModelConfig(_Section):
         description="The findings head reads the encoder's pooled features too, as in the paper's test stage (`official`: always); where "
         "films are few, they remember films.",
     )
-    activation_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute the blocks of encoder and language model in the backward pass to save memory."
+    )
 
 
 class GroundingConfig(_Section):
@@ -211,9 +213,24 @@ class EngineConfig(_Section):
         "auto", description="Arithmetic of matrix products; auto: bf16 where every rank's hardware multiplies it, else fp32."
     )
     offload: Literal["none", "cpu"] = "none"
+    global_batch_size: int = Field(
+        0,
+        ge=0,
+        description="Samples per optimizer step over all ranks, kept at any number of train workers: micro_batch_size follows from it; "
+        "0: micro_batch_size x train workers x accumulation_steps.",
+    )
     micro_batch_size: Count = Field(32, description="Samples per rank and forward pass.")
     accumulation_steps: Count = Field(1, description="Forward passes per optimizer step.")
     compile: bool = Field(False, description="torch.compile the blocks of encoder and pixel decoder.")
+
+    @model_validator(mode="after")
+    def _runs(self) -> EngineConfig:
+        sharded = self.kind == "deepspeed" and self.zero_stage > 0
+        if self.offload == "cpu" and not sharded:
+            raise ValueError("offload=cpu moves ZeRO's shards of the optimizer: it needs kind=deepspeed and zero_stage 1, 2 or 3")
+        if self.precision == "fp16" and self.kind == "deepspeed":
+            raise ValueError("precision=fp16 needs a loss scale, which kind=torch has and DeepSpeed has not for float32 weights: use bf16")
+        return self
 
 
 class StageConfig(_Section):
@@ -254,6 +271,9 @@ class RunConfig(_Section):
     validate_every_steps: Count = Field(500, description="Validation is the only thing that chooses a checkpoint.")
     keep_last: Count = 2
     log_every_steps: Count = 10
+    hang_limit_s: float = Field(
+        1800.0, ge=0, description="Longest time of one step, validation or checkpoint, in seconds, before the process ends; 0: no limit."
+    )
     max_restarts: int = Field(3, ge=0, description="Times a failed worker group is started again.")
 
 

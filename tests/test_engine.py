@@ -21,7 +21,7 @@ from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
 from ssacl.models.ssacl import SSACL
 from ssacl.training.engine import Engine, make_engine
-from ssacl.training.stages import WARMUP_START_LR, StagePlan, plan_stages
+from ssacl.training.stages import WARMUP_START_LR, StagePlan, fit_batch, plan_stages
 
 STAGES = [{"kind": kind, "num_steps": 10} for kind in ("contrastive", "generation", "findings", "joint")]
 NO_DROPOUT = {"dropout": 0.0}
@@ -134,9 +134,38 @@ def test_save_and_load_continue_bit_for_bit(data, batches, process_group, tmp_pa
     second.close()
 
 
-def test_a_checkpoint_of_the_other_engine_is_refused(data, tmp_path):
-    with pytest.raises(CheckpointError, match=r"engine\.kind"):
-        _engine(data)[1].load(tmp_path)
+def test_a_checkpoint_goes_on_under_another_zero_stage_or_is_refused_by_name(data, batches, process_group, tmp_path):
+    _, first = _deep(data, "generation", 1)
+    for step in range(2):
+        first.step(batches[step : step + 1], 1.0)
+    first.save(tmp_path)
+    expected = [first.step(batches[step : step + 1], 1.0) for step in (2, 3)]
+    first.close()
+    model, second = _deep(data, "generation", 2)
+    # What the stage does not train comes from the checkpoint as well.
+    model.decoder.mask_token.data.zero_()
+    second.load(tmp_path)
+    assert bool(model.decoder.mask_token.any())
+    for step, values in zip((2, 3), expected, strict=True):
+        assert second.step(batches[step : step + 1], 1.0) == pytest.approx(values, rel=1e-5)
+    second.close()
+    _, without = _deep(data, "generation", 0)
+    with pytest.raises(CheckpointError, match=r"engine\.zero_stage=1.*Set it back"):
+        without.load(tmp_path)
+    without.close()
+    (shard,) = (tmp_path / "deepspeed").glob("*optim_states.pt")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    _, third = _deep(data, "generation", 2)
+    with pytest.raises(CheckpointError, match=r"cannot be spread over .*run\.name"):
+        third.load(tmp_path)
+    third.close()
+
+
+def test_a_checkpoint_of_the_other_engine_is_refused(data, process_group, tmp_path):
+    for engine in (_engine(data)[1], _deep(data, "contrastive", 2)[1]):
+        with pytest.raises(CheckpointError, match=r"engine\.kind"):
+            engine.load(tmp_path)
+        engine.close()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(data, batches):
@@ -159,6 +188,62 @@ def test_bf16_stays_near_fp32_and_keeps_float32_weights(data, batches):
 def test_zero_3_says_that_it_is_not_built(data):
     with pytest.raises(NotBuiltError, match="zero_stage=2"):
         _deep(data, "contrastive", 3)
+
+
+def test_a_full_device_says_what_to_lower(data, batches):
+    model, engine = _engine(data)
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.encoder.register_forward_pre_hook(run_out)
+    for call in (lambda: engine.step(batches[:1], 1.0), lambda: engine.evaluate(batches[0], 1.0)):
+        with pytest.raises(TrainingError, match=r"micro_batch_size 4\. Lower it.*activation_checkpointing.*offload"):
+            call()
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_named(data):
+    config = _config(data, global_batch_size=12, accumulation_steps=2)
+    assert fit_batch(config, 3).engine.micro_batch_size == 2
+    assert fit_batch(_config(data), 3).engine.micro_batch_size == 4
+    with pytest.raises(ConfigError, match=r"global_batch_size 12 .* 4 train workers .* 8 parts\. Set it to 8"):
+        fit_batch(config, 4)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"kind": "torch", "offload": "cpu"}, "kind=deepspeed"),
+        ({"kind": "deepspeed", "zero_stage": 0, "offload": "cpu"}, "zero_stage 1, 2 or 3"),
+        ({"kind": "deepspeed", "precision": "fp16"}, "loss scale"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(data, engine, message):
+    with pytest.raises(ConfigError, match=message):
+        _config(data, **engine)
+
+
+def test_offload_and_recomputed_activations_give_the_same_steps(data, batches, process_group):
+    def run(zero_stage: int, recompute: bool, **engine) -> tuple[list[dict[str, float]], int]:
+        config = _config(data, kind="deepspeed", zero_stage=zero_stage, accumulation_steps=2, **engine)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"activation_checkpointing": recompute})})
+        torch.manual_seed(0)
+        model = SSACL.from_config(config, Tokenizers.load(data))
+        calls: list[int] = []
+        for part in (model.encoder.blocks[0], model.language.model.transformer.h[0].mlp):
+            # Before the part: a recomputation may end without running what comes behind it.
+            part.register_forward_pre_hook(lambda *_: calls.append(1))
+        made = make_engine(model, config, _plan(config, "joint"))
+        values = [made.step(batches[start : start + 2], 1.0) for start in (0, 2)]
+        made.close()
+        return values, len(calls)
+
+    plain, num_calls = run(2, False)
+    offloaded, _ = run(2, False, offload="cpu")
+    recomputed, more_calls = run(1, True)
+    for one, other in zip(plain * 2, offloaded + recomputed, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    assert more_calls == 2 * num_calls
 
 
 def test_fp16_on_a_cpu_is_a_named_error(data):

@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import speed_steps, train_step
 from benchmarks.parity import Vocabulary
 from benchmarks.release_cost import SAVINGS, ReleaseWork
-from benchmarks.train_flops import matmul_peak, step_flops
+from benchmarks.train_flops import step_flops
 from benchmarks.train_step import SIZES, build, configuration, measure, random_batch, total_loss
 from ssacl.models import vision
 from ssacl.models.ssacl import SSACL
 from ssacl.training.memory import keep_freed_memory
+from ssacl.training.speed import matmul_peak
 
 TINY = {
     "vision": {"image_size_px": 64, "patch_size_px": 8, "width": 48, "depth": 2, "num_heads": 2, "decoder_width": 48, "decoder_depth": 1},

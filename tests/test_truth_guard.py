@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from training_set import tiny_config, write_training_set
 
 from ssacl.cli import main
 from ssacl.data.ingest import IngestSettings, run_local
@@ -17,10 +20,20 @@ from ssacl.data.storage import FolderStorage, open_storage
 from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import SplitError
 from ssacl.phantom import write_dicom_tree
+from ssacl.training.loop import _Run
+from ssacl.training.reporter import LogReporter
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = IngestSettings(key_secret="truth guard test secret")
-TRAINING = ("ssacl.training.loop", "ssacl.training.__main__", "ray_jobs.train", "ray_jobs.ingest", "ssacl.data.corpus")
+TRAINING = (
+    "ssacl.training.loop",
+    "ssacl.training.__main__",
+    "ssacl.training.dry_run",
+    "ray_jobs.train",
+    "ray_jobs.board",
+    "ray_jobs.ingest",
+    "ssacl.data.corpus",
+)
 KEPT_APART = ("ssacl.phantom", "ssacl.evaluation")
 
 
@@ -94,6 +107,7 @@ def test_folders_of_other_people_pass(tmp_path: Path) -> None:
         ["data", "tokenizer", "--data", "{truth}"],
         ["data", "verify", "{truth}"],
         ["train", "--config", str(ROOT / "configs" / "phantom_tiny.yaml"), "data.url={truth}", "run.storage_url={out}"],
+        ["train", "--dry-run", "--config", str(ROOT / "configs" / "phantom_tiny.yaml"), "data.url={truth}", "run.storage_url={out}"],
     ],
 )
 def test_the_command_says_so(
@@ -124,3 +138,18 @@ def test_no_import_inside_a_function_does_either() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [f"{path.name}: {name}" for name in names if name.startswith(KEPT_APART)]
     assert found == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loop_cannot_load_the_test_split(training: bool, tmp_path: Path) -> None:
+    data = write_training_set(tmp_path / "set")
+    run = _Run(tiny_config(data, tmp_path / "runs"), LogReporter(), 0, 1, torch.device("cpu"))
+    assert run._loader("val", "wrap", training).steps_per_epoch > 0
+    with pytest.raises(SplitError):
+        run._loader("test", "wrap", training)
+
+
+def test_no_training_code_asks_for_another_purpose() -> None:
+    files = [*(ROOT / "ssacl" / "training").rglob("*.py"), ROOT / "ray_jobs" / "train.py", ROOT / "ray_jobs" / "board.py"]
+    asked = {match[1] for path in files for match in re.finditer(r"purpose=.*?\"(\w+)\"", path.read_text(encoding="utf-8"))}
+    assert asked == {"training", "validation"}

@@ -16,7 +16,7 @@ def add_parsers(commands: Commands) -> None:
     )
     parser.add_argument("--config", required=True, metavar="YAML", help="a file of configs/, or your own")
     parser.add_argument("--address", metavar="HOST:PORT", help="join this Ray cluster instead of starting one here")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, sizes, memory and steps; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in optim.lr=1e-4")
     parser.set_defaults(run=run)
 
@@ -26,7 +26,10 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     if options.dry_run:
-        print(config.to_yaml(), end="")
+        from ssacl.training.dry_run import dry_run
+
+        workers = config.run.num_train_workers
+        print(dry_run(config, workers if isinstance(workers, int) else workers[1]), end="")
         return 0
     from ray_jobs.train import run_training
 

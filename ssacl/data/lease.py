@@ -1,4 +1,4 @@
-"""One ingest at a time into a data set: a small object in its storage, held by a heartbeat.
+"""One writer at a time (an ingest into a data set, a training run under its name): a small object in storage, held by a heartbeat.
 
 Storage has no locks and often no conditional writes, so a claim is written, left to settle and read back; the last writer holds it. A lease
 whose heartbeat stands still is taken over: at once where its process ran on this machine and is gone, else after `PATIENCE_S`.
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssacl.data.storage import FolderStorage, MissingObjectError, Storage
@@ -31,11 +32,27 @@ _held: set[str] = set()
 """Runs of this process that hold a lease."""
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who writes where only one may, and what a second one is told."""
+
+    name: str
+    advice: str
+    key: str = LEASE
+
+
+INGEST = Holder("ingest", "Let it end, or stop it, then run again: finished shards are not made again.")
+
+
+class BusyError(StorageError):
+    """Another one writes there."""
+
+
 class Lease:
     """A held lease; `check` before anything is made visible."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage, self._run = storage, secrets.token_hex(8)
+    def __init__(self, storage: Storage, holder: Holder) -> None:
+        self._storage, self._holder, self._run = storage, holder, secrets.token_hex(8)
         self._beats, self._stop = 0, threading.Event()
         self._thread = threading.Thread(target=self._beat, name="ssacl-lease", daemon=True)
 
@@ -46,12 +63,12 @@ class Lease:
         BusyError
             Another run has taken the lease.
         """
-        content = _read(self._storage)
+        content = _read(self._storage, self._holder.key)
         if content is None or json.loads(content)["run"] != self._run:
-            raise BusyError(self._storage)
+            raise _busy(self._storage, self._holder)
 
     def _claim(self) -> None:
-        _wait_for(self._storage)
+        _wait_for(self._storage, self._holder)
         _held.add(self._run)
         self._write()
         time.sleep(FOLDER_SETTLE_S if isinstance(self._storage, FolderStorage) else SETTLE_S)
@@ -66,8 +83,8 @@ class Lease:
         # A store that is gone keeps the lease; its heartbeat stands still.
         with suppress(StorageError):
             self.check()
-            self._storage.delete(LEASE)
-            self._storage.sweep(lambda key: key == LEASE)
+            self._storage.delete(self._holder.key)
+            self._storage.sweep(lambda key: key == self._holder.key)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -79,30 +96,22 @@ class Lease:
 
     def _write(self) -> None:
         self._beats += 1
-        self._storage.write(LEASE, json.dumps({"run": self._run, "beats": self._beats, "process": _this_process()}).encode())
-
-
-class BusyError(StorageError):
-    """Another ingest writes there."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(
-            f"Another ingest is writing into {storage.url}. Let it end, or stop it, then run again: finished shards are not made again."
-        )
+        content = json.dumps({"run": self._run, "beats": self._beats, "process": _this_process()})
+        self._storage.write(self._holder.key, content.encode())
 
 
 @contextmanager
-def hold_lease(storage: Storage) -> Iterator[Lease]:
-    """The right to write a data set, until the block ends.
+def hold_lease(storage: Storage, holder: Holder = INGEST) -> Iterator[Lease]:
+    """The right to write there, until the block ends.
 
     Raises
     ------
     BusyError
-        Another ingest holds it.
+        Another one holds it.
     StorageError
         Storage cannot be reached.
     """
-    lease = Lease(storage)
+    lease = Lease(storage, holder)
     try:
         lease._claim()
         yield lease
@@ -110,26 +119,30 @@ def hold_lease(storage: Storage) -> Iterator[Lease]:
         lease._release()
 
 
-def _wait_for(storage: Storage) -> None:
+def _busy(storage: Storage, holder: Holder) -> BusyError:
+    return BusyError(f"Another {holder.name} is writing into {storage.url}. {holder.advice}")
+
+
+def _wait_for(storage: Storage, holder: Holder) -> None:
     """Return once nobody holds the lease."""
-    seen = _read(storage)
+    seen = _read(storage, holder.key)
     if seen is None or _is_gone(seen):
         return
-    logger.warning("an ingest was writing into %s; looking for %.0f s whether it still does", storage.url, PATIENCE_S)
+    logger.warning("another %s was writing into %s; looking for %.0f s whether it still does", holder.name, storage.url, PATIENCE_S)
     give_up_at = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up_at:
         time.sleep(min(1.0, PATIENCE_S / 10))
-        now = _read(storage)
+        now = _read(storage, holder.key)
         if now is None:
             return
         if now != seen:
-            raise BusyError(storage)
+            raise _busy(storage, holder)
 
 
-def _read(storage: Storage) -> bytes | None:
+def _read(storage: Storage, key: str) -> bytes | None:
     """The lease as it stands; none if there is none or it is not whole."""
     try:
-        content = storage.read(LEASE)
+        content = storage.read(key)
         lease = json.loads(content)
         return content if isinstance(lease["run"], str) and isinstance(lease["process"], str) else None
     except (MissingObjectError, ValueError, KeyError, TypeError):

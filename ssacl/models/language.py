@@ -39,6 +39,10 @@ class LanguageDecoder(nn.Module):
         self.width: int = self.model.get_input_embeddings().weight.shape[1]
         self.max_positions = int(getattr(self.model.config, "max_position_embeddings", config.max_positions))
 
+    def recompute_activations(self) -> None:
+        """Recompute the blocks in the backward pass, to save memory."""
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
     def embed(self, ids: Tensor) -> Tensor:
         """[B, L] token ids -> [B, L, W] input embeddings."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
@@ -132,7 +136,7 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> 
 
 
 def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if not Path(config.name_or_path).is_dir():
         raise ConfigError(
@@ -140,6 +144,9 @@ def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
             "config.json, model.safetensors and tokenizer."
         )
     try:
+        if torch.get_default_device().type == "meta":
+            # Shapes alone are asked for: no weight is read.
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.name_or_path, local_files_only=True))
         model = AutoModelForCausalLM.from_pretrained(config.name_or_path, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"No causal language model in safetensors form can be read from '{config.name_or_path}'.") from error

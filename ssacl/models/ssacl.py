@@ -84,6 +84,8 @@ class SSACL(nn.Module):
         # A released checkpoint may have more rows than its tokenizer has words.
         self.text = TextEncoder(text, text.vocab_size if self.official else vocab_size, tokenizers.text.token_to_id("[PAD]") or 0)
         self.language = LanguageDecoder(config.language, tokenizers.lm, exact_vocab=self.official)
+        if config.activation_checkpointing:
+            self.language.recompute_activations()
         self.img_mlp = nn.Linear(vision.width, text.width)
         self.bert_proj = nn.Linear(text.width, vision.width)
         self.opt_proj = nn.Linear(vision.width, self.language.width)

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 import torch.distributed as dist
 
 from ssacl.config import Config, load_config
 from ssacl.errors import SSACLError
+from ssacl.training.dry_run import dry_run
 from ssacl.training.loop import train
 from ssacl.training.reporter import LogReporter
 
@@ -38,15 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; gives the exit status: 0 done, 1 a named error."""
     parser = argparse.ArgumentParser(prog="python -m ssacl.training", description=__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="a file of configs/, or your own")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, sizes, memory and steps; start nothing")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as in optim.lr=1e-4")
     options = parser.parse_args(arguments)
     world_rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s rank {world_rank} %(levelname)s %(message)s")
     try:
         config = load_config(options.config, options.overrides)
+        if options.dry_run:
+            print(dry_run(config, world_size), end="")
+            return 0
         device = _device(config)
-        with process_group(world_rank, world_size, device):
-            outcome = train(config, LogReporter(world_rank), world_rank, world_size, device)
+        with closing(LogReporter(world_rank)) as reporter, process_group(world_rank, world_size, device):
+            outcome = train(config, reporter, world_rank, world_size, device)
     except SSACLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
-from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
+from ssacl.errors import CheckpointError, NotBuiltError, TrainingError
 from ssacl.models.findings_head import FindingsBatch
 from ssacl.training.precision import resolve_precision
 from ssacl.training.stages import StagePlan, select_trainable
@@ -94,6 +94,8 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     NotBuiltError
         ZeRO 3.
     """
+    from ssacl.training.deepspeed_engine import DeepSpeedEngine
+
     device = torch.device(device)
     settings = config.engine.model_copy(update={"precision": resolve_precision(config.engine.precision, device)})
     logger.info("stage %s: matrix products in %s", stage.kind, settings.precision)
@@ -101,11 +103,13 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     if settings.compile:
         model.compile_blocks()  # type: ignore[operator]
     if config.engine.kind == "torch":
-        return TorchEngine(model, groups, settings, stage, device)
+        with explained_memory(settings):
+            return TorchEngine(model, groups, settings, stage, device)
     if config.engine.zero_stage == 3:
         # ZeRO 3 gathers and drops weights by hooks on each module's tensors; the model calls methods of its parts and hands dataclasses on.
         raise NotBuiltError("engine.zero_stage 3 is not built yet: use engine.zero_stage=2, which shards gradients and optimizer state.")
-    return DeepSpeedEngine(model, groups, settings, stage, device)
+    with explained_memory(settings):
+        return DeepSpeedEngine(model, groups, settings, stage, device)
 
 
 def parameter_groups(model: nn.Module, stage: StagePlan) -> list[dict[str, Any]]:
@@ -146,12 +150,43 @@ def require_finite(values: Values, stage: StagePlan, step: int) -> None:
         )
 
 
-class _Common:
-    """What both engines share: the step count and the mean of the micro batches' losses."""
+@contextmanager
+def explained_memory(config: EngineConfig) -> Iterator[None]:
+    """Turn the device's out-of-memory error into a TrainingError that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        shard = "" if config.kind == "deepspeed" else "engine.kind=deepspeed, "
+        raise TrainingError(
+            f"The device ran out of memory with engine.micro_batch_size {config.micro_batch_size}. Lower it (and raise "
+            "engine.accumulation_steps to keep the samples per step), set model.activation_checkpointing=true, "
+            f"{shard}engine.zero_stage=2 or engine.offload=cpu, or lower data.lm_max_tokens; then run the same command again."
+        ) from error
 
-    def __init__(self, stage: StagePlan, device: torch.device) -> None:
-        self.stage, self.device, self.steps_done = stage, device, 0
+
+class EngineBase:
+    """What both engines share: the step count, the mean of the micro batches' losses, and the error of a full device."""
+
+    def __init__(self, config: EngineConfig, stage: StagePlan, device: torch.device) -> None:
+        self.config, self.stage, self.device, self.steps_done = config, stage, device, 0
         self.lr = 0.0
+
+    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
+        """See `Engine.step`."""
+        with explained_memory(self.config):
+            return self._step(batches, ramp)
+
+    @torch.no_grad()
+    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
+        """See `Engine.evaluate`."""
+        with explained_memory(self.config):
+            return average_over_ranks(self._losses(batch, ramp))
+
+    def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
+        raise NotImplementedError
+
+    def _losses(self, batch: AnyBatch, ramp: float) -> dict[str, Tensor]:
+        raise NotImplementedError
 
     def _finish(self, sums: list[dict[str, Tensor]]) -> Values:
         means = {name: torch.stack([values[name] for values in sums]).mean() for name in sums[0]}
@@ -160,13 +195,13 @@ class _Common:
         return values
 
 
-class TorchEngine(_Common):
+class TorchEngine(EngineBase):
     """AdamW on the module itself, or under DDP when there are several ranks."""
 
     def __init__(
         self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
     ) -> None:
-        super().__init__(stage, device)
+        super().__init__(config, stage, device)
         self._model = model
         self._forward = StageForward(model, stage.kind, config.precision, device)
         self._ddp: DistributedDataParallel | None = None
@@ -177,7 +212,7 @@ class TorchEngine(_Common):
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self.num_trained = sum(parameter.numel() for parameter in self._parameters)
 
-    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
+    def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
         self._model.train()
         module = self._ddp if self._ddp is not None else self._forward
         sums: list[dict[str, Tensor]] = []
@@ -200,10 +235,10 @@ class TorchEngine(_Common):
         self.steps_done += 1
         return {**means, "gradient_norm": float(norm)}
 
-    @torch.no_grad()
-    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
+    def _losses(self, batch: AnyBatch, ramp: float) -> dict[str, Tensor]:
         self._model.eval()
-        return average_over_ranks(self._forward(batch.to(self.device), ramp)[1])
+        values: dict[str, Tensor] = self._forward(batch.to(self.device), ramp)[1]
+        return values
 
     def save(self, folder: Path) -> None:
         if dist.is_initialized() and dist.get_rank() != 0:
@@ -234,99 +269,3 @@ class TorchEngine(_Common):
     def close(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._ddp = None
-
-
-class DeepSpeedEngine(_Common):
-    """DeepSpeed ZeRO 0-2 around the same torch AdamW and the same schedule. Needs a process group, of one rank if need be."""
-
-    def __init__(
-        self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
-    ) -> None:
-        super().__init__(stage, device)
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise ConfigError(
-                "engine.kind deepspeed needs the package deepspeed: pip install 'ssacl[train]', or set engine.kind=torch."
-            ) from error
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self._model, self._zero_stage = model, config.zero_stage
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self.num_trained = sum(parameter.numel() for parameter in self._parameters)
-        # DeepSpeed (0.19) views parameters as bytes, which fails without dimensions: such scalars are vectors of one number in here.
-        self._scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
-        for name in self._scalars:
-            parameter = model.get_parameter(name)
-            parameter.data = parameter.data.reshape(1)
-        forward = StageForward(model, stage.kind, config.precision, device)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=forward,
-            optimizer=make_optimizer(groups, stage),
-            config=deepspeed_tree(config, stage.optim.clip_norm),
-            dist_init_required=False,
-        )
-
-    def step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
-        self._engine.train()
-        self.lr = set_learning_rates(self._optimizer, self.stage, self.steps_done)
-        sums: list[dict[str, Tensor]] = []
-        for index, batch in enumerate(batches):
-            total, values = self._engine(batch.to(self.device), ramp)
-            self._engine.backward(total)
-            sums.append(values)
-            if index == len(batches) - 1:
-                # Before the weights move: a bad loss leaves them as they were.
-                means = self._finish(sums)
-                if self._zero_stage == 0:
-                    norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.optim.clip_norm or math.inf)
-            self._engine.step()
-        self.steps_done += 1
-        if self._zero_stage > 0:
-            norm = self._engine.get_global_grad_norm()
-        return {**means, "gradient_norm": float(norm)}
-
-    @torch.no_grad()
-    def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
-        self._engine.eval()
-        return average_over_ranks(self._engine(batch.to(self.device), ramp)[1])
-
-    def save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag="deepspeed", client_state={"steps_done": self.steps_done}, save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        try:
-            path, client = self._engine.load_checkpoint(str(folder), tag="deepspeed")
-        except Exception as error:
-            raise CheckpointError(
-                f"DeepSpeed cannot take up the checkpoint ({type(error).__name__}). Run with the number of train workers and the "
-                "engine.zero_stage that wrote it, or start a new run.name."
-            ) from error
-        if path is None:
-            raise CheckpointError(
-                "The checkpoint was not written by the DeepSpeed engine. Set engine.kind as it was, or start a new run.name."
-            )
-        self.steps_done = int(client["steps_done"])
-
-    def full_state(self) -> dict[str, Tensor]:
-        state = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
-        return {name: value.reshape(()) if name in self._scalars else value for name, value in state.items()}
-
-    def close(self) -> None:
-        self._engine.destroy()
-
-
-def deepspeed_tree(config: EngineConfig, clip_norm: float) -> dict[str, Any]:
-    """The DeepSpeed configuration that stands for ours."""
-    tree: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps,
-        # Without ZeRO DeepSpeed clips but keeps the norm to itself; the engine clips there.
-        "gradient_clipping": clip_norm if config.zero_stage > 0 else 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-        "zero_optimization": {"stage": config.zero_stage},
-    }
-    if config.offload == "cpu":
-        tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-    return tree

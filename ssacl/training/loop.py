@@ -10,17 +10,17 @@ import logging
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 import ssacl
 from ssacl.config import Config
 from ssacl.data.collate import Collator
+from ssacl.data.lease import Holder, Lease, hold_lease
 from ssacl.data.loader import StreamingLoader
 from ssacl.data.records import Batch
 from ssacl.data.shards import ShardIndex
@@ -37,21 +37,27 @@ from ssacl.training.checkpoint import (
     upload_folder,
 )
 from ssacl.training.engine import Engine, make_engine
+from ssacl.training.events import EventFiles
 from ssacl.training.frozen import freeze_samples
 from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
-from ssacl.training.resume import Position, RunStore, gather_objects, load_random_state, on_rank_0, run_storage, save_random_state
+from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, run_storage, save_random_state
+from ssacl.training.samples import SampleReports
 from ssacl.training.sealed import MANIFEST, parse_manifest
-from ssacl.training.stages import StagePlan, plan_stages
+from ssacl.training.speed import memory_gib, step_work, training_peak
+from ssacl.training.stages import StagePlan, fit_batch, plan_stages
 from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
-from ssacl.training.thresholds import choose_thresholds
+from ssacl.training.thresholds import validation_thresholds
+from ssacl.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 NUM_VALIDATION_BATCHES = 4
 """Micro batches per rank whose mean losses are a validation."""
-_MUST_AGREE = ("model", "losses", "optim", "engine")
-"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read."""
+HOLDER = Holder("training run", "Let it end, or stop it, then run the same command again; or choose another run.name.", key="run.lock")
+_MUST_AGREE = ("model", "losses", "optim")
+"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read; of
+`engine`, what decides the numbers: with a global batch size, neither ranks nor micro batch do."""
 _DATA_MAY_DIFFER = (
     *("url", "tokenizer_url", "max_bad_samples", "num_loader_threads", "loader_kind"),
     *("prefetch_batches", "num_reader_threads", "read_ahead_mb", "cache_mb"),
@@ -80,11 +86,14 @@ def train(
         A loss is not finite.
     CheckpointError
         The name is in use by a run with other settings, or a checkpoint is damaged.
+    BusyError
+        Another run of the same name and storage is alive.
     ConfigError, DataError, StorageError
         The settings contradict each other, the data set is empty, or storage cannot be reached.
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
+    config = fit_batch(config, world_size)
     return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
 
 
@@ -98,7 +107,10 @@ class _Run:
         self.store = RunStore(self.storage, world_rank)
         self.tokenizers = run_tokenizers(config, self.data)
         self.thresholds: dict[str, float] = {}
-        self.metrics = MetricsLog()
+        self.metrics, self.events = MetricsLog(), EventFiles(self.storage)
+        self.samples = SampleReports(config, self.tokenizers, self.data, self.storage, self.device)
+        self.watchdog = Watchdog(config.run.hang_limit_s, lambda text: reporter.progress({"event": "hang", "note": text}))
+        self.lease: Lease | None = None
         self.validation: dict[str, Any] = {}
         self.model = self._new_model()
         self.extras = start_from(self.model, config.run.init_from) if config.run.init_from else None
@@ -112,9 +124,27 @@ class _Run:
         if finished is not None:
             logger.info("run %s is finished; nothing to train", self.config.run.name)
             return self._outcome(finished)
+        with ExitStack() as stack:
+            stack.callback(self.watchdog.close)
+            stack.callback(self.events.close)
+            on_rank_0(lambda: self._hold(stack), self.world_rank)
+            return self._train()
+
+    def _hold(self, stack: ExitStack) -> None:
+        self.lease = stack.enter_context(hold_lease(self.storage, HOLDER))
+
+    def _check_lease(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
+    def _train(self) -> TrainingOutcome:
+        self.reporter.progress(
+            {"event": "files", "note": f"metrics and samples in {self.storage.url}; tensorboard --logdir {self.events.url}"}
+        )
+        self.peak = training_peak(self.config.engine.precision, self.device)
         self.loader = self._loader("train", self.config.data.last_batch)
         self.validation_batches = self._validation_batches()
-        plans = plan_stages(self.config, self.loader.steps_per_epoch)
+        self.plans = plans = plan_stages(self.config, self.loader.steps_per_epoch)
         with tempfile.TemporaryDirectory(prefix="ssacl-resume-") as parent:
             position, folder = self._find_start(Path(parent))
             # Closed at the end, with the threads that read ahead.
@@ -123,7 +153,7 @@ class _Run:
                     self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
                     folder = None
         manifest = on_rank_0(self._export, self.world_rank)
-        self._milestone({"event": "model", "note": f"model version {manifest['model_version']}"})
+        self._milestone({"event": "model", "note": f"model version {manifest['model_version']}; tensorboard --logdir {self.events.url}"})
         self._store_metrics()
         return self._outcome(manifest)
 
@@ -140,19 +170,24 @@ class _Run:
             first = first_step * settings.accumulation_steps
             batches = frozen.batches(self.config.run.seed, settings.micro_batch_size, self.world_rank, self.world_size, first)
         self._steps(plan, engine, batches, first_step)
+        self.watchdog.watch(f"the end of stage '{plan.kind}'")
         self.model = self._take_over(engine)
         if plan.kind == "findings":
-            self.thresholds = self._choose_thresholds()
+            self.thresholds = validation_thresholds(self.model, self._loader("val", "wrap"), self.config.data.uncertain, self.device)
         self._milestone({"event": "stage_end", "stage": plan.kind, "stage_index": plan.index, "note": f"stage {plan.kind} done"})
         self._save_weights(Position(plan.index + 1, 0))
+        self.watchdog.rest()
 
     def _steps(self, plan: StagePlan, engine: Engine, source: Iterator[Batch | FindingsBatch], first_step: int) -> None:
         run, accumulation = self.config.run, self.config.engine.accumulation_steps
         logged_at, logged_step, waited_s, stage_started = time.monotonic(), first_step, 0.0, time.monotonic()
+        work = 0.0
         for step in range(first_step + 1, plan.num_steps + 1):
+            self.watchdog.watch(f"step {step} of stage '{plan.kind}'")
             wait_started = time.monotonic()
             batches = [next(source) for _ in range(accumulation)]
             waited_s += time.monotonic() - wait_started
+            work = work or step_work(engine, self.model, batches[0]) * accumulation
             values = engine.step(batches, plan.ramp(step - 1))
             now = time.monotonic()
             last = step == plan.num_steps
@@ -166,15 +201,19 @@ class _Run:
                     "lr": engine.lr,
                     "images_per_s": images / elapsed_s,
                     "data_wait_share": waited_s / elapsed_s,
+                    "mfu_share": work * (step - logged_step) / elapsed_s / self.peak,
+                    "memory_gib": memory_gib(self.device),
                     "remaining_s": remaining_s,
                 }
-                self.metrics.add(record)
+                self._keep(record)
                 self.reporter.progress(record)
                 logged_at, logged_step, waited_s = time.monotonic(), step, 0.0
             if step % run.validate_every_steps == 0 or last:
+                self.watchdog.watch(f"validation at step {step} of stage '{plan.kind}'")
                 self._validate(plan, engine, step)
                 logged_at = time.monotonic()
             if step % run.checkpoint_every_steps == 0 and not last:
+                self.watchdog.watch(f"checkpoint at step {step} of stage '{plan.kind}'")
                 self._save_engine(plan, engine, step)
                 logged_at = time.monotonic()
 
@@ -188,31 +227,20 @@ class _Run:
         record = self._record(plan, step, "validation", sums)
         self.validation[plan.kind] = sums
         self._milestone(record)
+        # Under ZeRO 3 rank 0 has but a part of the weights.
+        whole = self.config.engine.kind == "torch" or self.config.engine.zero_stage < 3
+        if self.world_rank == 0 and whole and plan.kind != "contrastive" and self._writes_reports(plan):
+            self.samples.write(self.model, self.thresholds, f"{plan.name}-{step:08d}")
+
+    def _writes_reports(self, plan: StagePlan) -> bool:
+        """Whether the language model has learned, in this run or in the one that it started from."""
+        return bool(self.config.run.init_from) or any(past.kind in ("generation", "joint") for past in self.plans[: plan.index + 1])
 
     def _validation_batches(self) -> list[Batch]:
         loader = self._loader("val", "wrap")
         batches = iter(loader)
         # Kept in memory: the same pictures and the same masks every time, without reading them again.
         return [next(batches) for _ in range(min(NUM_VALIDATION_BATCHES, loader.steps_per_epoch))]
-
-    @torch.no_grad()
-    def _choose_thresholds(self) -> dict[str, float]:
-        loader = self._loader("val", "wrap")
-        batches = iter(loader)
-        self.model.eval()
-        rows: dict[str, tuple[Any, Any]] = {}
-        for _ in range(loader.steps_per_epoch):
-            batch = next(batches)
-            read = self.model.findings_read(self.model.encode(batch.image.to(self.device)))
-            probability = read.image_BF.sigmoid().cpu().double().numpy()
-            for row, key in enumerate(batch.keys):
-                if bool(batch.has_labels[row]):
-                    rows[key] = (probability[row], batch.labels[row].numpy())
-        merged = {key: value for part in gather_objects(rows) for key, value in part.items()}
-        if not merged:
-            return {}
-        ordered = [merged[key] for key in sorted(merged)]
-        return choose_thresholds(np.stack([p for p, _ in ordered]), np.stack([s for _, s in ordered]), self.config.data.uncertain)
 
     # -- checkpoints and the model ------------------------------------------------------------------------------------------------
 
@@ -257,6 +285,7 @@ class _Run:
         self._save(position, write)
 
     def _save(self, position: Position, write: Any) -> None:
+        on_rank_0(self._check_lease, self.world_rank)
         entries = {
             "settings": _settings(self.config),
             "config": self.config.model_dump(mode="json"),
@@ -335,17 +364,24 @@ class _Run:
             "stage_index": plan.index,
             "step": step,
             "num_steps": plan.num_steps,
+            "run_step": sum(past.num_steps for past in self.plans[: plan.index]) + step,
             "elapsed_s": time.monotonic() - self.started,
             "losses": dict(losses),
         }
 
     def _milestone(self, record: dict[str, Any]) -> None:
-        self.metrics.add(record)
+        self._keep(record)
         self.reporter.milestone(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self.metrics.add(record)
+        if self.world_rank == 0:
+            self.events.add(record)
 
     def _store_metrics(self) -> None:
         if self.world_rank == 0:
             self.storage.write(MetricsLog.KEY, self.metrics.dump())
+            self.events.store()
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -353,5 +389,9 @@ def _settings(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     settings = {name: tree[name] for name in _MUST_AGREE}
     settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
+    names = ("kind", "precision", "accumulation_steps", "global_batch_size")
+    settings["engine"] = {name: tree["engine"][name] for name in names}
+    if config.engine.global_batch_size == 0:
+        settings["engine"]["micro_batch_size"] = config.engine.micro_batch_size
     settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
     return settings

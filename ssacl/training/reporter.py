@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+from ssacl.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -20,28 +23,59 @@ class Reporter(Protocol):
     """What the loop tells."""
 
     def progress(self, record: Record) -> None:
-        """Every `run.log_every_steps` steps: `event` "step", stage, step, losses, images_per_s, remaining_s ..."""
+        """Every `run.log_every_steps` steps: `event` "step", stage, step, run_step (over all stages), losses, images_per_s ..."""
 
     def milestone(self, record: Record) -> None:
         """A validation (`event` "validation"), a stage's end ("stage_end"), the model's place ("model")."""
 
 
+class LiveLine:
+    """Records as one live line per stage where stderr is a terminal, as log lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+        self._stage, self._step = -1, 0
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, record: Record) -> None:
+        if not self._terminal or record["event"] != "step":
+            logger.info("%s", describe(record))
+            return
+        if self._bar is None or record["stage_index"] != self._stage:
+            self.close()
+            self._stage, self._step = record["stage_index"], 0
+            self._bar = ProgressBar(record["stage"], total=record["num_steps"], unit="steps")
+            self._bar.__enter__()
+        self._bar.advance(record["step"] - self._step, note=describe(record).partition(" | ")[2])
+        self._step = record["step"]
+
+    def close(self) -> None:
+        """Take the line off the terminal."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
 class LogReporter:
-    """Log lines on rank 0."""
+    """A `LiveLine` on rank 0."""
 
     def __init__(self, world_rank: int = 0) -> None:
-        self._silent = world_rank != 0
+        self._line = LiveLine() if world_rank == 0 else None
 
     def progress(self, record: Record) -> None:
-        if not self._silent:
-            logger.info("%s", describe(record))
+        if self._line is not None:
+            self._line.show(record)
 
     def milestone(self, record: Record) -> None:
         self.progress(record)
 
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+
 
 def describe(record: Record) -> str:
-    """One line for people: stage, step, losses, speed, time left."""
+    """One line for people: stage, step, losses, speed, wait for data, share of the hardware's peak, memory, time left."""
     head = f"{record.get('stage', 'run')} {record.get('event', '')}".rstrip()
     if "step" in record:
         head = f"{record['stage']} {record['step']}/{record['num_steps']}"
@@ -50,12 +84,19 @@ def describe(record: Record) -> str:
     losses = " ".join(f"{_short(name)} {value:.3f}" for name, value in record.get("losses", {}).items() if "/" not in name)
     parts = [head, losses]
     if "images_per_s" in record:
-        parts.append(f"{record['images_per_s']:.0f} images/s, data wait {100 * record['data_wait_share']:.0f} %, lr {record['lr']:.1e}")
+        speed = f"{record['images_per_s']:.0f} images/s, data wait {100 * record['data_wait_share']:.0f} %"
+        parts.append(f"{speed}, MFU {100 * record['mfu_share']:.0f} %, {record['memory_gib']:.1f} GiB, lr {record['lr']:.1e}")
     if "remaining_s" in record:
-        parts.append(f"{record['remaining_s']:.0f} s left in this stage")
+        parts.append(f"{_duration(record['remaining_s'])} left in this stage")
     if "note" in record:
         parts.append(str(record["note"]))
     return " | ".join(part for part in parts if part)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _short(name: str) -> str:

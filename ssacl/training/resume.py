@@ -3,7 +3,8 @@
 <run.storage_url>/<run.name>/
     checkpoints/SS-KKKKKKKK/   stage SS (0-based) after KKKKKKKK optimizer steps; manifest.json last
     model/                     the exported model folder, when the run is finished
-    metrics.jsonl
+    metrics.jsonl, training.png, tensorboard/, samples/
+    run.lock                   while a run of this name is alive
 """
 
 from __future__ import annotations

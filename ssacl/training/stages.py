@@ -51,6 +51,27 @@ class StagePlan:
         return 0.5 * peak * (1.0 + math.cos(math.pi * min(1.0, share)))
 
 
+def fit_batch(config: Config, world_size: int) -> Config:
+    """`config` with the micro batch size that gives `engine.global_batch_size` on `world_size` ranks; as it is where that is 0.
+
+    Raises
+    ------
+    ConfigError
+        The samples of a step cannot be dealt out evenly.
+    """
+    engine = config.engine
+    if engine.global_batch_size == 0:
+        return config
+    parts = world_size * engine.accumulation_steps
+    if engine.global_batch_size % parts:
+        nearest = engine.global_batch_size // parts * parts or parts
+        raise ConfigError(
+            f"engine.global_batch_size {engine.global_batch_size} cannot be dealt out evenly: {world_size} train workers times "
+            f"engine.accumulation_steps {engine.accumulation_steps} are {parts} parts. Set it to {nearest}, or change one of the two."
+        )
+    return config.model_copy(update={"engine": engine.model_copy(update={"micro_batch_size": engine.global_batch_size // parts})})
+
+
 def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan, ...]:
     """Resolve `config.run.stages`; epochs become optimizer steps.
 

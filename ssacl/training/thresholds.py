@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssacl.anatomy import FINDINGS, FindingStatus
+from ssacl.data.loader import StreamingLoader
+from ssacl.models.ssacl import SSACL
+from ssacl.training.resume import gather_objects
 
 FALLBACK_THRESHOLD = 0.5
 MIN_POSITIVES = 3
@@ -49,3 +55,22 @@ def best_f1_threshold(probability: NDArray[np.float64], positive: NDArray[np.boo
     best = int(np.argmax(np.where(cuttable, f1, -1.0)))
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
     return float((ranked[best] + below) / 2)
+
+
+@torch.no_grad()
+def validation_thresholds(model: SSACL, loader: StreamingLoader, uncertain: str, device: torch.device) -> dict[str, float]:
+    """`choose_thresholds` over one epoch of all ranks' `loader`s; none where no film has labels. Called by all ranks."""
+    batches = iter(loader)
+    model.eval()
+    rows: dict[str, tuple[Any, Any]] = {}
+    for _ in range(loader.steps_per_epoch):
+        batch = next(batches)
+        probability = model.findings_read(model.encode(batch.image.to(device))).image_BF.sigmoid().cpu().double().numpy()
+        for row, key in enumerate(batch.keys):
+            if bool(batch.has_labels[row]):
+                rows[key] = (probability[row], batch.labels[row].numpy())
+    merged = {key: value for part in gather_objects(rows) for key, value in part.items()}
+    if not merged:
+        return {}
+    ordered = [merged[key] for key in sorted(merged)]
+    return choose_thresholds(np.stack([p for p, _ in ordered]), np.stack([s for _, s in ordered]), uncertain)
