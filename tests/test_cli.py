@@ -27,7 +27,18 @@ from ssacl.training.sealed import MANIFEST, seal
 ROOT = Path(__file__).parents[1]
 NOT_BUILT = ["tune", "evaluate grounding", "evaluate retrieval", "evaluate zero-shot", "evaluate compare", "finetune classify"]
 NOT_BUILT += ["finetune segment", "submit", "model list", "model promote", "model rollback"]
-COMMANDS = ["data phantom", "data ingest", "data verify", "data tokenizer", "train", "evaluate reports", "predict", "serve"]
+COMMANDS = [
+    "data phantom",
+    "data ingest",
+    "data verify",
+    "data show",
+    "data deidentify",
+    "data tokenizer",
+    "train",
+    "evaluate reports",
+    "predict",
+    "serve",
+]
 COMMANDS += ["checkpoint import", "checkpoint export", "checkpoint show", "doctor", *NOT_BUILT]
 Failing = Callable[..., str]
 

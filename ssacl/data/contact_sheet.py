@@ -62,5 +62,5 @@ def _caption(sample: Sample) -> tuple[str, str]:
     pairs = zip(FINDINGS, map(FindingStatus, sample.labels), strict=False)
     named = [f"{finding}{_MARKS[status]}" for finding, status in pairs if status in _MARKS]
     kind = "text" if sample.has_text else "labels" if sample.labels else "picture only"
-    noted = " text burned in" if sample.provenance.get("burned_in") else ""
+    noted = ", text burned in" if sample.provenance.get("burned_in") else ""
     return f"{sample.view or 'view unknown'}, {kind}{noted}", ", ".join(named)
