@@ -85,7 +85,7 @@ def test_raw_body_and_multipart_give_the_same_draft(gateway: InProcess, kind: st
     ReportResponse.model_validate(tree)
     assert tree["request_id"] == raw.headers["x-ssacl-request-id"]
     assert (tree["image_width_px"], tree["image_height_px"], tree["status"]) == (120, 90, "preliminary")
-    assert np.asarray(tree["anatomy_maps"]).shape == (32, 8, 8)
+    assert np.asarray(tree["anatomy_maps"]).shape == (32, 16, 16)
     assert "PLANTED" not in raw.text
     parts = ask(gateway, "POST", "/v1/reports?maps=false", files={"file": (f"../../{SECRET}.dcm", content, "text/html")})
     assert parts.status_code == 200

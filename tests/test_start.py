@@ -112,7 +112,7 @@ def test_tokenizers_are_the_folders_and_others_are_refused(data: Path, tmp_path:
     storage = open_storage(str(data))
     config = tiny_config(data, tmp_path, run={"stages": CONTRASTIVE, "init_from": str(folder)})
     assert run_tokenizers(config, storage).fingerprint == load_model_folder(folder).tokenizers.fingerprint
-    train_tokenizers(["Other words altogether, and more of them."] * 3, 100, 280).save(tmp_path / "other")
+    train_tokenizers(["Other words altogether, and more of them."] * 3, 100, 310).save(tmp_path / "other")
     other = config.model_copy(update={"data": config.data.model_copy(update={"tokenizer_url": str(tmp_path / "other")})})
     with pytest.raises(ConfigError, match=r"data\.tokenizer_url holds other tokenizers"):
         run_tokenizers(other, storage)
