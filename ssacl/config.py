@@ -229,7 +229,7 @@ class EngineConfig(_Section):
         if self.offload == "cpu" and not sharded:
             raise ValueError("offload=cpu moves ZeRO's shards of the optimizer: it needs kind=deepspeed and zero_stage 1, 2 or 3")
         if self.precision == "fp16" and self.kind == "deepspeed":
-            raise ValueError("precision=fp16 needs a loss scale, which kind=torch has and DeepSpeed has not for float32 weights: use bf16")
+            raise ValueError("precision=fp16 needs a loss scale, which only kind=torch sets: use that, or bf16")
         return self
 
 
