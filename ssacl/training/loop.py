@@ -187,7 +187,10 @@ class _Run:
             wait_started = time.monotonic()
             batches = [next(source) for _ in range(accumulation)]
             waited_s += time.monotonic() - wait_started
-            work = work or step_work(engine, self.model, batches[0]) * accumulation
+            if work == 0.0:
+                counting = time.monotonic()
+                work = step_work(engine, self.model, batches[0]) * accumulation
+                logged_at += time.monotonic() - counting
             values = engine.step(batches, plan.ramp(step - 1))
             now = time.monotonic()
             last = step == plan.num_steps
