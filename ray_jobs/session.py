@@ -13,12 +13,14 @@ from typing import Any
 
 from ssacl.errors import SSACLError
 
-STORAGE_VARIABLES = ("AWS_", "SSACL_")
+STORAGE_VARIABLES = ("AWS_", "DICOMWEB_", "SSACL_")
+_KEPT_HERE = ("SSACL_KEY_SECRET",)
+"""What no worker needs: settings that need it carry it, and Ray writes the variables of its workers to its own log."""
 
 
 def storage_environment() -> dict[str, str]:
     """The variables that a Ray worker needs to reach object storage as this process does."""
-    return {name: value for name, value in os.environ.items() if name.startswith(STORAGE_VARIABLES)}
+    return {name: value for name, value in os.environ.items() if name.startswith(STORAGE_VARIABLES) and name not in _KEPT_HERE}
 
 
 @contextmanager
@@ -52,11 +54,11 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
             context = ray.init(address=address, **quiet)
         else:
             context = ray.init(num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    # Ray raises a bare Exception when it does not come up in time.
+    except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise SSACLError(
-            f"Cannot reach or start {where}: {str(error).splitlines()[0]} Check --address, or leave it out to run locally."
-        ) from error
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SSACLError(f"Cannot reach or start {where}: {said} Check --address, or leave it out to run locally.") from error
     # Ray's own handler of SIGTERM prints a stack and aborts, which would leave what this process has started running.
     _install({**handlers, signal.SIGTERM: handlers.get(signal.SIGTERM) or _terminate})
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -164,7 +165,7 @@ def explained_memory(config: EngineConfig) -> Iterator[None]:
         ) from error
 
 
-class EngineBase:
+class EngineBase(ABC):
     """What both engines share: the step count, the mean of the micro batches' losses, and the error of a full device."""
 
     def __init__(self, config: EngineConfig, stage: StagePlan, device: torch.device) -> None:
@@ -182,11 +183,11 @@ class EngineBase:
         with explained_memory(self.config):
             return average_over_ranks(self._losses(batch, ramp))
 
-    def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
-        raise NotImplementedError
+    @abstractmethod
+    def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values: ...
 
-    def _losses(self, batch: AnyBatch, ramp: float) -> dict[str, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def _losses(self, batch: AnyBatch, ramp: float) -> dict[str, Tensor]: ...
 
     def _finish(self, sums: list[dict[str, Tensor]]) -> Values:
         means = {name: torch.stack([values[name] for values in sums]).mean() for name in sums[0]}
