@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ from torch import Tensor, nn
 
 from ssacl.config import EngineConfig
 from ssacl.distributed import world_rank, world_size
-from ssacl.errors import CheckpointError, ConfigError
+from ssacl.errors import CheckpointError, ConfigError, TrainingError
 from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, set_learning_rates
 from ssacl.training.stages import StagePlan
 from ssacl.training.universal import convert_checkpoint
 
 _TAG, _ORIGIN = "deepspeed", "deepspeed.json"
+STALE_LOCK_S = 900.0
+"""A lock of the compiler that is older than this has no compiler any more; DeepSpeed's small kernels take a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class DeepSpeedEngine(EngineBase):
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.reshape(1)
         forward = StageForward(model, stage.kind, config.precision, device)
+        _refuse_stale_locks()
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=forward,
             optimizer=make_optimizer(groups, stage),
@@ -146,6 +152,21 @@ class DeepSpeedEngine(EngineBase):
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+def _refuse_stale_locks() -> None:
+    """A process that is killed while DeepSpeed compiles leaves a lock behind, for which every later one would wait for ever."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in (*root.glob("deepspeed*/lock"), *root.glob("*/deepspeed*/lock")):
+        with suppress(FileNotFoundError):
+            age_s = time.time() - lock.stat().st_mtime
+            if age_s > STALE_LOCK_S:
+                raise TrainingError(
+                    f"DeepSpeed cannot load its kernels: the lock {lock} is {age_s / 60:.0f} minutes old, left by a build that was killed. "
+                    "Delete that file, then run the same command again."
+                )
 
 
 def deepspeed_tree(config: EngineConfig, clip_norm: float) -> dict[str, Any]:
