@@ -144,3 +144,19 @@ def mirrored(name: str) -> str:
     if swapped is None or f"{swapped} {rest}" not in NODE_INDEX:
         return name
     return f"{swapped} {rest}"
+
+
+TWIN_LEAVES: tuple[int, ...] = tuple(LEAF_INDEX[mirrored(leaf)] for leaf in LEAVES)
+"""Per leaf, the index of its twin on the other side; its own where it has none."""
+TWIN_NODES: tuple[int, ...] = tuple(NODE_INDEX[mirrored(node)] for node in NODES)
+"""The same for nodes."""
+SIDES = ("right", "left")
+SIDED_LEAVES: dict[str, tuple[int, ...]] = {
+    side: tuple(index for index, leaf in enumerate(LEAVES) if leaf.startswith(f"{side} ") and TWIN_LEAVES[index] != index) for side in SIDES
+}
+"""Side -> indices of the leaves that lie on it and have a twin on the other."""
+
+
+def with_side(finding: str, right: bool, left: bool) -> str:
+    """The finding's name as an entity of the prompt: "left Pleural Effusion" where it is on one side alone, else the bare name."""
+    return f"{'right' if right else 'left'} {finding}" if right != left else finding

@@ -46,6 +46,9 @@ class DataConfig(_Section):
     text_max_tokens: Count = Field(100, description="Longest text-encoder input, in tokens.")
     lm_max_tokens: Count = Field(100, description="Longest prompt, and longest report, for the language model in training, in tokens.")
     entity_prompt_share: Fraction = Field(0.5, description="Probability that the entities are put before the report in training.")
+    entity_prompt_sides: bool = Field(
+        False, description="Entities on one side are named with it, 'left Pleural Effusion'; not so in the release."
+    )
     entity_prompt_coin: Literal["sample", "batch"] = Field("sample", description="What the coin is tossed for; per batch, as released.")
     shuffle_sentences: bool = Field(True, description="Shuffle and randomly truncate the sentences of the contrastive text.")
     uncertain: Literal["present", "absent", "ignore"] = Field("present", description="What an uncertain finding counts as.")
@@ -54,6 +57,7 @@ class DataConfig(_Section):
     warp_rotate_deg: float = Field(15.0, ge=0, le=90, description="Warp of the masked pass: rotation in +- degrees.")
     warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
     warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
+    warp_mirror: Fraction = Field(0.0, description="Share of rows whose masked pass sees the film mirrored, before the rest of the warp.")
     num_loader_threads: int = Field(2, ge=0, description="Threads (or processes) per rank that decode ahead; 0: in the training thread.")
     loader_kind: Literal["threads", "processes"] = Field(
         "threads", description="What decodes; processes do not wait for the interpreter, and start in some seconds."

@@ -82,6 +82,9 @@ def test_evaluation_is_plain_and_the_same_in_every_epoch(tokenizers: Tokenizers)
     assert tokenizers.lm.decode(batch.prompt_ids[0]) == "Pneumonia, Pleural Effusion\n"
     assert batch.text_ids[0].tolist() == tokenizers.text_ids(FINDING_TEXT)
     assert batch.image[0, 0, 16, 2] > batch.image[0, 0, 16, 28]
+    sided = collator(tokenizers, training=False, entity_prompt_sides=True)([sample("a"), sample("b", "Bilateral pleural effusions.")], 0)
+    assert tokenizers.lm.decode(sided.prompt_ids[0]) == "left Pneumonia, right Pleural Effusion\n"
+    assert tokenizers.lm.decode(sided.prompt_ids[1][sided.prompt_mask[1]]) == "Pleural Effusion\n"
     cut = collator(tokenizers, training=False, lm_max_tokens=2)([sample("a")], 0)
     assert (cut.report_ids.shape[1], cut.prompt_ids.shape[1]) == (2, 2), "validation fits where training did"
 
@@ -192,9 +195,13 @@ def test_naive_flip_turns_the_picture_alone_and_unmirrorable_text_stays(tokenize
 
 def test_warp_ranges(tokenizers: Tokenizers) -> None:
     batch = collator(tokenizers)([sample(str(index)) for index in range(100)], 0)
-    reach = torch.tensor([np.deg2rad(15.0), 0.25, 0.3, 0.3])
-    assert (batch.warp.abs() <= reach + 1e-6).all()
-    assert (batch.warp.abs().amax(0) > 0.8 * reach).all()
+    reach, affine = torch.tensor([np.deg2rad(15.0), 0.25, 0.3, 0.3]), batch.warp[:, :4].abs()
+    assert (affine <= reach + 1e-6).all()
+    assert (affine.amax(0) > 0.8 * reach).all()
+    assert not batch.warp[:, 4].any()
+    mirrored = collator(tokenizers, warp_mirror=0.5)([sample(str(index)) for index in range(100)], 0).warp
+    assert torch.equal(mirrored[:, :4], batch.warp[:, :4]), "the coin does not move the rest of the warp"
+    assert 35 < mirrored[:, 4].sum() < 65
     assert set(batch.warp_padding.tolist()) == {0, 1, 2}
 
 

@@ -11,7 +11,7 @@ from small_model import random_batch, small_config, small_model, small_tokenizer
 
 from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, FindingStatus, leaf_mask
 from ssacl.errors import ConfigError
-from ssacl.models.findings import findings_loss, infer_anatomy
+from ssacl.models.findings import findings_loss, infer_anatomy, infer_sides
 from ssacl.models.phrase import phrase_attention
 from ssacl.models.ssacl import RAMPED, SSACL, STAGES
 from ssacl.models.vision import position_table
@@ -239,6 +239,22 @@ def test_findings_lead_to_anatomy() -> None:
     assert infer_anatomy(probabilities, {})[0] == [NO_FINDING]
     entities, groups, mask = infer_anatomy(probabilities, {"Cardiomegaly": 0.4})
     assert (entities, groups, mask) == (["Cardiomegaly"], ("mediastinum",), leaf_mask(["mediastinum"]))
+
+
+def test_sides_of_findings_from_the_leaves() -> None:
+    logits = torch.full((len(LEAVES), len(FINDINGS)), -6.0)
+    for leaf, finding, logit in (
+        ("left lower lung zone", "Pleural Effusion", 2.0),
+        ("right lower lung zone", "Pleural Effusion", -1.0),
+        ("left mid lung zone", "Edema", 2.0),
+        ("right mid lung zone", "Edema", 0.5),
+        ("right atrium", "Cardiomegaly", 3.0),
+        ("right mid lung zone", "Cardiomegaly", -1.0),
+    ):
+        logits[LEAVES.index(leaf), FINDINGS.index(finding)] = logit
+    sides = infer_sides(logits)
+    assert (sides["Pleural Effusion"], sides["Edema"], sides["Cardiomegaly"]) == ((False, True), (True, True), (False, False))
+    assert NO_FINDING not in sides
 
 
 def test_uncertain_policy_and_unlabelled_rows() -> None:

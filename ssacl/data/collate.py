@@ -17,7 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssacl.anatomy import FINDING_INDEX, FINDINGS, LEAF_INDEX, LEAVES, NO_FINDING, FindingStatus, anatomy_groups, leaf_mask, mirrored
+from ssacl.anatomy import (
+    FINDING_INDEX,
+    FINDINGS,
+    LEAF_INDEX,
+    LEAVES,
+    NO_FINDING,
+    SIDED_LEAVES,
+    SIDES,
+    FindingStatus,
+    anatomy_groups,
+    leaf_mask,
+    mirrored,
+    with_side,
+)
 from ssacl.config import DataConfig, VisionConfig
 from ssacl.data.labeler import Mention, entities, label_report
 from ssacl.data.records import Batch, Sample
@@ -108,6 +121,7 @@ class Collator:
         warp = self._rng(epoch, sample.key, "warp")
         angle = math.radians(self.config.warp_rotate_deg)
         reach = np.array([angle, self.config.warp_log_scale, self.config.warp_shift, self.config.warp_shift])
+        affine, padding = warp.uniform(-1, 1, 4) * reach, int(warp.integers(3))
         return Row(
             key=sample.key,
             image=square,
@@ -117,8 +131,8 @@ class Collator:
             prompted=prompted,
             report_ids=text.report_ids[:limit],
             mask_noise=self._rng(epoch, sample.key, "mask").random(self.vision.num_patches, dtype=np.float32),
-            warp=(warp.uniform(-1, 1, 4) * reach).astype(np.float32),
-            warp_padding=int(warp.integers(3)),
+            warp=np.array([*affine, warp.random() < self.config.warp_mirror], dtype=np.float32),
+            warp_padding=padding,
         )
 
     def join(self, rows: Sequence[Row]) -> Batch:
@@ -202,14 +216,16 @@ class Collator:
         has_labels = any(status != FindingStatus.UNMENTIONED for status in labels)
         names = entities(labels, self.config.uncertain)
         report = turn(training_text(sample, which))
+        grid = _entity_grid(told.mentions, self.config.uncertain)
+        named = [_with_side(name, grid) for name in names] if self.config.entity_prompt_sides else names
         return _Text(
             sentences=sentences,
             report_ids=self.tokenizers.lm_ids(f"{report}\n") if report else [],
-            prompt_ids=self.tokenizers.lm_ids(f"{', '.join(names) or NO_FINDING}\n") if has_labels else [],
+            prompt_ids=self.tokenizers.lm_ids(f"{', '.join(named) or NO_FINDING}\n") if has_labels else [],
             labels=tuple(int(status) for status in labels),
             has_labels=has_labels,
             leaves=leaf_mask(self._groups(sample, names, has_labels, swap)),
-            entities=_entity_grid(told.mentions, self.config.uncertain),
+            entities=grid,
             places=self._places(told.mentions),
         )
 
@@ -249,6 +265,11 @@ def _entity_grid(mentions: Sequence[Mention], uncertain: str) -> NDArray[np.int6
                 if _RANK[status] > _RANK[FindingStatus(grid[at])]:
                     grid[at] = int(status)
     return grid
+
+
+def _with_side(finding: str, grid_MF: NDArray[np.int64]) -> str:
+    shown_M = grid_MF[:, FINDING_INDEX[finding]] == int(FindingStatus.PRESENT)
+    return with_side(finding, *(bool(shown_M[list(SIDED_LEAVES[side])].any()) for side in SIDES))
 
 
 def _integers(values: Sequence[int]) -> Tensor:

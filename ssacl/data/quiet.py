@@ -11,4 +11,6 @@ def quiet_loggers(*names: str) -> None:
     pydicom quotes header values in its warnings, Pillow the text of EXIF tags at DEBUG, DICOMweb clients the UIDs that they ask for.
     """
     for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logger = logging.getLogger(name)
+        if logger.level != logging.CRITICAL:  # Setting it makes every logger of the process look its level up again.
+            logger.setLevel(logging.CRITICAL)

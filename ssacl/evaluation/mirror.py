@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssacl.anatomy import FINDING_INDEX, FINDINGS, LEAVES, NO_FINDING, NODE_INDEX, NODES, FindingStatus, mirrored
+from ssacl.anatomy import FINDING_INDEX, FINDINGS, NO_FINDING, NODE_INDEX, NODES, SIDED_LEAVES, SIDES, TWIN_NODES, FindingStatus, mirrored
 from ssacl.data.dicom import Picture, read_picture
 from ssacl.data.labeler import label_report
 from ssacl.data.loader import open_split
@@ -37,11 +37,6 @@ TOLERANCE = 2 * HIT_RADIUS
 """Half-widths by which two centroids may differ: the radius within which a pointing map hits."""
 NUM_RESAMPLES = 1000
 _CHUNK = 16
-_TWIN = [NODE_INDEX[mirrored(node)] for node in NODES]
-_SIDES = ("right", "left")
-_LEAVES_OF = {
-    side: [index for index, leaf in enumerate(LEAVES) if leaf.startswith(side + " ") and mirrored(leaf) != leaf] for side in _SIDES
-}
 _OTHER = {"right": "left", "left": "right"}
 
 
@@ -137,7 +132,7 @@ def _answers(generator: ReportGenerator, loaded: LoadedModel, pictures: list[Pic
     with torch.inference_mode():
         evidence_BMF = loaded.model.findings_read(loaded.model.encode(images)).leaves_BMF.sigmoid().double().numpy()
     for draft, evidence_MF in zip(generator.generate(pictures), evidence_BMF, strict=True):
-        right, left = (evidence_MF[_LEAVES_OF[side]].max(0) for side in _SIDES)
+        right, left = (evidence_MF[list(SIDED_LEAVES[side])].max(0) for side in SIDES)
         yield _Answer(
             centroids=_centroids(draft.anatomy_maps),
             present=np.array([finding.present for finding in draft.findings]),
@@ -158,7 +153,7 @@ def _words(draft: DraftReport) -> dict[str, str]:
     named: dict[str, set[str]] = {}
     for mention in label_report(draft.text).mentions:
         if mention.finding is not None and mention.status is FindingStatus.PRESENT:
-            sides = {side for side in _SIDES if any(leaf.startswith(side + " ") and mirrored(leaf) != leaf for leaf in mention.leaves)}
+            sides = {side for side in SIDES if any(leaf.startswith(side + " ") and mirrored(leaf) != leaf for leaf in mention.leaves)}
             named.setdefault(mention.finding, set()).update(sides or {""})
     return {finding: next(iter(sides)) for finding, sides in named.items() if len(sides) == 1 and sides != {""}}
 
@@ -168,13 +163,13 @@ def _maps(pairs: list[tuple[_Answer, _Answer]], rng: np.random.Generator) -> dic
     films, midline = [], NODE_INDEX["spine"]
     on_side: dict[str, list[bool]] = {"plain": [], "mirrored": []}
     for plain, turned in pairs:
-        expected = plain.centroids[_TWIN] * (-1, 1)
+        expected = plain.centroids[list(TWIN_NODES)] * (-1, 1)
         films.append(np.linalg.norm(turned.centroids - expected, axis=1) <= TOLERANCE)
         for name, answer in (("plain", plain), ("mirrored", turned)):
             offset = answer.centroids[:, 0] - answer.centroids[midline, 0]
             # The patient's right is on the left of the image, also of a mirrored one: its heart then lies on the right.
             on_side[name] += [
-                offset[i] < 0 if node.startswith("right ") else offset[i] > 0 for i, node in enumerate(NODES) if _TWIN[i] != i
+                offset[i] < 0 if node.startswith("right ") else offset[i] > 0 for i, node in enumerate(NODES) if TWIN_NODES[i] != i
             ]
     return {"agreement": _share(films, rng), "on_their_side": {name: float(np.mean(values)) for name, values in on_side.items()}}
 

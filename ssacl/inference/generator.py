@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssacl.anatomy import FINDINGS
+from ssacl.anatomy import FINDINGS, with_side
 from ssacl.data.dicom import Picture
 from ssacl.data.labeler import sentence_place
 from ssacl.data.reports import split_sentences
@@ -29,7 +29,7 @@ from ssacl.inference.grounding import Look, Meaning, understand
 from ssacl.inference.maps import box_of_map
 from ssacl.inference.report import Box, DraftReport, Finding, PhraseEvidence, Sentence
 from ssacl.models.encoded import Encoded
-from ssacl.models.findings import infer_anatomy
+from ssacl.models.findings import infer_anatomy, infer_sides
 from ssacl.models.findings_head import FindingsRead
 from ssacl.training.checkpoint import LoadedModel, open_model
 
@@ -129,13 +129,14 @@ class ReportGenerator:
             leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
             prefix, prefix_mask = self._model.prefix(encoded, leaf_mask_BM)
         language, tokenizers = self._model.language, self._loaded.tokenizers
-        prompts = [self._prompt(entities) for entities, _, _ in inferred]
+        named = [self._with_sides(entities, read.leaves_BMF[row]) for row, (entities, _, _) in enumerate(inferred)]
+        prompts = [self._prompt(entities) for entities in named]
         tokens = decode(language, tokenizers, prefix, prefix_mask, prompts, options, deadline)
         confidence = token_probabilities(language, prefix, prefix_mask, prompts, tokens)
 
         drafts = []
         for row, picture in enumerate(pictures):
-            entities, groups, _ = inferred[row]
+            _, groups, _ = inferred[row]
             written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
@@ -144,7 +145,7 @@ class ReportGenerator:
                     anatomy_groups=groups,
                     image_ref=picture.pixel_digest,
                     model_version=self.model_version,
-                    provenance={"generation": options.model_dump(), "entities": entities, "view": picture.view},
+                    provenance={"generation": options.model_dump(), "entities": named[row], "view": picture.view},
                 )
             )
         return drafts
@@ -213,6 +214,13 @@ class ReportGenerator:
             "image_height_px": height,
             "map_frame": look.frame,
         }
+
+    def _with_sides(self, entities: list[str], leaf_logits_MF: Tensor) -> list[str]:
+        """The entities as the prompts of this model's training named them."""
+        if not self._loaded.config.data.entity_prompt_sides:
+            return entities
+        sides = infer_sides(leaf_logits_MF)
+        return [with_side(name, *sides[name]) if name in sides else name for name in entities]
 
     def _prompt(self, entities: list[str]) -> list[int]:
         """Token ids of the entities and the newline, as in training."""

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, FindingStatus, anatomy_groups, leaf_mask
+from ssacl.anatomy import FINDINGS, LEAVES, NO_FINDING, SIDED_LEAVES, SIDES, FindingStatus, anatomy_groups, leaf_mask
 from ssacl.distributed import sum_over_ranks, world_size
 
 RARE_LOGIT = -2.0
 """Start of every finding's logit: findings are rare at a leaf."""
+OTHER_SIDE = 0.5
+"""Share of the strongest leaf's evidence from which a side counts as showing a finding too."""
 _SHARPNESS = 4.0
 """Patches and leaves are pooled by a soft maximum, log-mean-exp of this sharpness."""
 
@@ -85,6 +87,22 @@ def findings_loss(logits_BF: Tensor, labels_BF: Tensor, has_labels_B: Tensor, un
         weight = weight * ~doubtful
     loss = nn.functional.binary_cross_entropy_with_logits(logits_BF.float(), target.float(), reduction="none")
     return (loss * weight).sum() * world_size() / sum_over_ranks(weight.sum()).clamp_min(1)
+
+
+def infer_sides(leaf_logits_MF: Tensor) -> dict[str, tuple[bool, bool]]:
+    """Finding -> is it on the patient's right, on the left, from one film's logits at the leaves.
+
+    The side with the stronger evidence has it, the other one too where its evidence is at least `OTHER_SIDE` of that; neither where the
+    strongest leaf is in the middle.
+    """
+    shown_MF = leaf_logits_MF.float().sigmoid().cpu()
+    right_F, left_F = (shown_MF[list(SIDED_LEAVES[side])].amax(0) for side in SIDES)
+    top_F = shown_MF.amax(0)
+    return {
+        name: (bool(right >= OTHER_SIDE * top), bool(left >= OTHER_SIDE * top))
+        for name, right, left, top in zip(FINDINGS, right_F.tolist(), left_F.tolist(), top_F.tolist(), strict=True)
+        if name != NO_FINDING
+    }
 
 
 def infer_anatomy(probabilities_F: Tensor, thresholds: Mapping[str, float]) -> tuple[list[str], tuple[str, ...], list[bool]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssacl.anatomy import LEAVES, mirrored
+from ssacl.anatomy import TWIN_LEAVES
 from ssacl.data.loader import StreamingLoader
 from ssacl.data.order import EpochOrder
 from ssacl.data.records import Batch
@@ -28,7 +28,6 @@ JITTER = 0.04
 """Deviation of the random affine map of a registered film: registration is not perfect."""
 MIRRORED_SHARE = 0.5
 """Of the rows: every film teaches both sides."""
-_TWIN = [LEAVES.index(mirrored(leaf)) for leaf in LEAVES]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class FrozenSamples:
             film_B1RR = sample(self.inputs.registered_B1RR[numbers].float(), theta)
             film_B1RR = torch.where(mirrored_B[:, None, None, None], film_B1RR.flip(-1), film_B1RR)
             entities_BMF = self.entities[numbers].long()
-            entities_BMF = torch.where(mirrored_B[:, None, None], entities_BMF[:, _TWIN], entities_BMF)
+            entities_BMF = torch.where(mirrored_B[:, None, None], entities_BMF[:, list(TWIN_LEAVES)], entities_BMF)
             inputs = FindingsInputs(film_B1RR, self.inputs.pooled_BD[numbers].float())
             has_labels = torch.ones(len(numbers), dtype=torch.bool)
             yield FindingsBatch(inputs, self.labels[numbers], has_labels, entities_BMF, self.has_text[numbers])
