@@ -53,7 +53,8 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            context = ray.init(num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
+            # Named local, or a cluster that somebody started on this machine would be joined.
+            context = ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
     # Ray raises a bare Exception when it does not come up in time.
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
