@@ -247,7 +247,7 @@ def test_sides_of_findings_from_the_leaves() -> None:
         ("left lower lung zone", "Pleural Effusion", 2.0),
         ("right lower lung zone", "Pleural Effusion", -1.0),
         ("left mid lung zone", "Edema", 2.0),
-        ("right mid lung zone", "Edema", 0.5),
+        ("right mid lung zone", "Edema", 1.5),
         ("right atrium", "Cardiomegaly", 3.0),
         ("right mid lung zone", "Cardiomegaly", -1.0),
     ):
