@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.record import Goal, Measurement, run_benchmark
 from benchmarks.scaling_measured import SIZES_BYTES, measured, measured_workload
-from benchmarks.scaling_model import Hardware, Prediction, Workload, gather_bytes, num_hops, predict, zero_bytes
+from benchmarks.scaling_model import Hardware, Prediction, Workload, gather_bytes, latency_s, predict, zero_bytes
 from benchmarks.scaling_work import STAGES, workload
 from ssacl.training.footprint import rank_memory
 
@@ -66,14 +66,14 @@ def _calibration(found: dict[str, Any]) -> dict[str, Any]:
     seconds = {int(size): value for size, value in found["together"]["all_reduce_s"].items()}
     small, large = SIZES_BYTES[0], SIZES_BYTES[-1]
     # An all-reduce among two sends each byte once (2 n (W - 1) / W = n).
-    rate, latency_s = large / seconds[large], seconds[small] / 2
+    rate, hop_s = large / seconds[large], seconds[small] / 2
     volume = zero_bytes(work, 2) + gather_bytes(work, 2)
-    communication_s = volume / rate + num_hops(work, 2) * latency_s
+    communication_s = volume / rate + latency_s(work, Hardware(node_hop_s=hop_s), 2)
     beside_s, together_s = found["beside"]["step_s"], found["together"]["step_s"]
     return {
         "all_reduce_ms": {size: round(1e3 * value, 3) for size, value in seconds.items()},
         "gloo_mb_per_s": round(rate / 1e6, 1),
-        "gloo_hop_us": round(1e6 * latency_s, 1),
+        "gloo_hop_us": round(1e6 * hop_s, 1),
         "volume_mb": round(volume / 1e6, 2),
         "communication_s": {"measured": round(together_s - beside_s, 4), "predicted": round(communication_s, 4)},
         "step_s": {

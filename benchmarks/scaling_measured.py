@@ -108,6 +108,7 @@ def measured_workload(found: dict[str, Any]) -> Workload:
         preset="train_step small",
         stage="joint",
         num_parameters=found["alone"]["num_parameters"],
+        num_used=found["alone"]["num_parameters"],
         num_trained=found["alone"]["num_trained"],
         zero_stage=ZERO_STAGE,
         micro_batch_size=ROWS,

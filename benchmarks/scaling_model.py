@@ -1,6 +1,6 @@
 """Time and memory of one training step on W ranks, as formulae; `benchmarks.scaling` feeds and calibrates them.
 
-Letters: W ranks, P numbers in the model, T of them trained, B rows of a micro batch, A = W x B, D width of the leaves, E text width,
+Letters: W ranks, P numbers in the model, U of them used by the stage, T trained, B rows of a micro batch, A = W x B, D width of the leaves, E text width,
 M = 25 leaves, a micro batches a step. Volumes are bytes that one rank sends; weights and gradients are float32 (4 bytes), as in
 `ssacl.training.footprint`.
 
@@ -8,7 +8,7 @@ M = 25 leaves, a micro batches a step. Volumes are bytes that one rank sends; we
     reduce-scatter, or all-gather, to n  n (W - 1) / W
     ZeRO 0   all-reduce of 4T a step     ZeRO 1   reduce-scatter and all-gather of 4T a step
     ZeRO 2   a reduce-scatters of 4T and an all-gather of 4T a step
-    ZeRO 3   a times: all-gather of 4P forward and again backward, reduce-scatter of 4T
+    ZeRO 3   a times: all-gather of 4U forward and again backward, reduce-scatter of 4T
     contrast per micro batch: all-gather of 4AE three times (images, texts, texts again for L_ac), all-reduce of 4AE twice in the backward
     pass, all-gather of 4AMD (leaves); grounding: regions and sentences as the contrast, all-gather and all-reduce each
     L_ac: 2 B A M^2 D operations forward; each chunk of its similarities is computed again and once more backward, so three times in all
@@ -55,7 +55,7 @@ class Hardware:
     """Share of a link's rate that a large collective reaches (assumed)."""
     node_hop_s: float = 3e-6
     network_hop_s: float = 10e-6
-    """Latency of one step of a ring (assumed)."""
+    """Latency of one hop inside a node, and between two (assumed)."""
 
     def bytes_per_s(self, world_size: int) -> float:
         """Rate at which one rank sends in a large collective: on a ring over all ranks, the slowest link decides."""
@@ -64,8 +64,15 @@ class Hardware:
             rate = min(rate, self.cards_per_node * self.card_bytes_per_s)
         return rate * self.link_efficiency
 
-    def hop_s(self, world_size: int) -> float:
-        return self.network_hop_s if world_size > self.ranks_per_node else self.node_hop_s
+    def gather_latency_s(self, world_size: int) -> float:
+        """Around a ring: W - 1 hops, of which one less than there are nodes cross the network."""
+        nodes = math.ceil(world_size / self.ranks_per_node)
+        return (nodes - 1) * self.network_hop_s + (world_size - nodes) * self.node_hop_s
+
+    def sum_latency_s(self, world_size: int) -> float:
+        """Up a tree and down again, inside the nodes and between them."""
+        inside = min(world_size, self.ranks_per_node)
+        return 2 * (math.log2(inside) * self.node_hop_s + math.log2(world_size / inside) * self.network_hop_s)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class Workload:
     preset: str
     stage: str
     num_parameters: int
+    num_used: int
+    """In the stage's passes: what ZeRO 3 has to gather."""
     num_trained: int
     zero_stage: int
     micro_batch_size: int
@@ -128,12 +137,12 @@ def ring(num_bytes: float, world_size: int) -> float:
 
 def zero_bytes(work: Workload, world_size: int) -> float:
     """Of weights and gradients, an optimizer step."""
-    trained, whole = ring(_BYTES * work.num_trained, world_size), ring(_BYTES * work.num_parameters, world_size)
+    trained, used = ring(_BYTES * work.num_trained, world_size), ring(_BYTES * work.num_used, world_size)
     if work.zero_stage <= 1:
         return 2 * trained
     if work.zero_stage == 2:
         return (work.accumulation_steps + 1) * trained
-    return work.accumulation_steps * (2 * whole + trained)
+    return work.accumulation_steps * (2 * used + trained)
 
 
 def gather_bytes(work: Workload, world_size: int) -> float:
@@ -149,16 +158,15 @@ def gather_bytes(work: Workload, world_size: int) -> float:
     return work.accumulation_steps * ring(_BYTES * rows * (3 * with_gradient + plain), world_size)
 
 
-def num_hops(work: Workload, world_size: int) -> float:
-    """Steps of rings and trees that small messages wait for: W - 1 for a gather, 2 log2 W for a sum."""
-    if world_size == 1:
-        return 0.0
+def latency_s(work: Workload, hardware: Hardware, world_size: int) -> float:
+    """What an optimizer step's messages wait for however small they are."""
     gathers, sums = (6, 4) if work.contrasts else (0, 1)
     if work.contrasts and work.grounds:
         # Counts and rows of four ragged gathers, the mean layout; their gradients and two shares.
         gathers, sums = gathers + 9, sums + 5
-    hops = work.accumulation_steps * (gathers * (world_size - 1) + sums * 2 * math.log2(world_size))
-    return hops + 2 * (world_size - 1)
+    # The optimizer's own: gradients apart, weights together.
+    gathers = work.accumulation_steps * gathers + 2
+    return gathers * hardware.gather_latency_s(world_size) + work.accumulation_steps * sums * hardware.sum_latency_s(world_size)
 
 
 def consistency_flops(rows: int, world_size: int, leaf_width: int) -> float:
@@ -175,7 +183,7 @@ def memory_bytes(work: Workload, world_size: int) -> float:
     """On one rank while it computes: what ZeRO leaves, 16-bit copies of the weights, activations, gathered rows, one chunk of L_ac."""
     between = rank_memory(work.num_parameters, work.num_trained, work.zero_stage, world_size).device
     # Autocast keeps a 16-bit copy of the weights in use; under ZeRO 3 what is gathered at a time is a small part.
-    copies = 2.0 * work.num_parameters / (world_size if work.zero_stage == 3 else 1)
+    copies = 2.0 * work.num_used / (world_size if work.zero_stage == 3 else 1)
     held = 0.0
     if work.contrasts:
         rows = work.micro_batch_size * world_size
@@ -201,7 +209,7 @@ def predict(work: Workload, hardware: Hardware, world_size: int) -> Prediction:
         consistency_s=consistency,
         zero_s=zero_bytes(work, world_size) / rate,
         gather_s=gather_bytes(work, world_size) / rate,
-        latency_s=num_hops(work, world_size) * hardware.hop_s(world_size),
+        latency_s=latency_s(work, hardware, world_size),
         memory_bytes=memory_bytes(work, world_size),
         images=images * world_size,
     )

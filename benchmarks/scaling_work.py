@@ -23,6 +23,7 @@ from ssacl.training.dry_run import model_shapes
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = {"mimic_cxr_base": "joint", "mimic_cxr_large_lm": "generation"}
 """The stage of each preset that costs most."""
+_UNUSED: dict[str, tuple[str, ...]] = {"joint": (), "contrastive": ("language",), "generation": ("decoder", "text")}
 _BLOCK_BYTES, _KEPT_BYTES = 34.0, 2.0
 _LOGIT_BYTES = 10.0
 """A logit in 16 and in 32 bits, and its gradient."""
@@ -44,6 +45,7 @@ def workload(preset: str, stage: str) -> Workload:
         preset=preset,
         stage=stage,
         num_parameters=_count(model),
+        num_used=_count(model) - sum(_count(getattr(model, part)) for part in _UNUSED[stage]),
         num_trained=sum(parameter.numel() for group in groups for parameter in group["params"]),
         zero_stage=config.engine.zero_stage if config.engine.kind == "deepspeed" else 0,
         micro_batch_size=config.engine.micro_batch_size,

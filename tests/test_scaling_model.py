@@ -1,5 +1,7 @@
 """The scaling model's formulae against cases worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.scaling_model import (
@@ -8,8 +10,8 @@ from benchmarks.scaling_model import (
     consistency_chunk_bytes,
     consistency_flops,
     gather_bytes,
+    latency_s,
     memory_bytes,
-    num_hops,
     predict,
     ring,
     zero_bytes,
@@ -19,6 +21,7 @@ WORK = Workload(
     preset="by hand",
     stage="joint",
     num_parameters=300,
+    num_used=200,
     num_trained=100,
     zero_stage=2,
     micro_batch_size=2,
@@ -44,7 +47,7 @@ PLAIN = Hardware(
 
 
 def _stage(number: int) -> Workload:
-    return Workload(**{**WORK.__dict__, "zero_stage": number})
+    return replace(WORK, zero_stage=number)
 
 
 def test_a_ring_sends_all_but_ones_own_part():
@@ -54,11 +57,11 @@ def test_a_ring_sends_all_but_ones_own_part():
 @pytest.mark.parametrize(
     ("stage", "sent"),
     [
-        # On 4 ranks three quarters of 400 bytes of gradients (300) and of 1,200 bytes of weights (900) travel.
+        # On 4 ranks three quarters of 400 bytes of gradients (300) and of 800 bytes of weights in use (600) travel.
         (0, 2 * 300),
         (1, 300 + 300),
         (2, 3 * 300 + 300),
-        (3, 3 * (900 + 900 + 300)),
+        (3, 3 * (600 + 600 + 300)),
     ],
 )
 def test_zero_volume_by_stage(stage, sent):
@@ -70,11 +73,16 @@ def test_gathered_rows():
     # 4 ranks x 2 rows of 4 bytes: images and texts, 4 wide, there once and back twice; texts again and 25 leaves of 10 for L_ac; 3 times.
     a_number = 4 * 8 * 3 / 4
     assert gather_bytes(WORK, 4) == 3 * a_number * (3 * (4 + 4) + 4 + 25 * 10)
-    assert gather_bytes(Workload(**{**WORK.__dict__, "contrasts": False}), 4) == 0
-    with_regions = Workload(**{**WORK.__dict__, "grounds": True, "sentences_per_report": 5.0, "regions_per_report": 8.0})
+    assert gather_bytes(replace(WORK, contrasts=False), 4) == 0
+    with_regions = replace(WORK, grounds=True, sentences_per_report=5.0, regions_per_report=8.0)
     assert gather_bytes(with_regions, 4) - gather_bytes(WORK, 4) == 3 * a_number * 3 * 13 * 4
-    assert num_hops(WORK, 1) == 0
-    assert num_hops(WORK, 4) == 3 * (6 * 3 + 4 * 2 * 2) + 2 * 3
+
+
+def test_latency():
+    # Two nodes of two: around the ring 2 hops inside, 1 between; a sum goes 1 up inside and 1 between, and down again.
+    slow = replace(PLAIN, node_hop_s=1.0, network_hop_s=10.0)
+    assert latency_s(WORK, slow, 1) == 0
+    assert latency_s(WORK, slow, 4) == (3 * 6 + 2) * (2 + 10) + 3 * 4 * 2 * (1 + 10)
 
 
 def test_consistency_grows_with_the_global_batch_and_is_held_in_chunks():
@@ -86,11 +94,11 @@ def test_consistency_grows_with_the_global_batch_and_is_held_in_chunks():
 
 
 def test_memory():
-    # Between steps under ZeRO 2 on 4 ranks: 4 x 300 + (4 + 12) x 100 / 4; 16-bit copies of 300; 2 images.
+    # Between steps under ZeRO 2 on 4 ranks: 4 x 300 + (4 + 12) x 100 / 4; 16-bit copies of 200; 2 images.
     contrast = 4 * 8 * (25 * 10 + 6 * 4) + 4 * 2 * 8 * 9 + 4 * (4 * 2 * 8 * 625)
-    assert memory_bytes(WORK, 4) == 1200 + 400 + 600 + 2000 + contrast
+    assert memory_bytes(WORK, 4) == 1200 + 400 + 400 + 2000 + contrast
     # ZeRO 3 divides weights and their copies too.
-    assert memory_bytes(_stage(3), 4) == 300 + 400 + 150 + 2000 + contrast
+    assert memory_bytes(_stage(3), 4) == 300 + 400 + 100 + 2000 + contrast
 
 
 def test_a_step():
