@@ -1,8 +1,8 @@
 """Time and memory of one training step on W ranks, as formulae; `benchmarks.scaling` feeds and calibrates them.
 
-Letters: W ranks, P numbers in the model, U of them used by the stage, T trained, B rows of a micro batch, A = W x B, D width of the leaves, E text width,
-M = 25 leaves, a micro batches a step. Volumes are bytes that one rank sends; weights and gradients are float32 (4 bytes), as in
-`ssacl.training.footprint`.
+Letters: W ranks; P numbers in the model, U of them used by the stage, T trained; B rows of a micro batch, A = W x B; D width of the
+leaves, E text width, M = 25 leaves; a micro batches a step. Volumes are bytes that one rank sends; weights and gradients are float32
+(4 bytes), as in `ssacl.training.footprint`.
 
     all-reduce of n bytes on a ring      2 n (W - 1) / W
     reduce-scatter, or all-gather, to n  n (W - 1) / W
@@ -13,7 +13,8 @@ M = 25 leaves, a micro batches a step. Volumes are bytes that one rank sends; we
     pass, all-gather of 4AMD (leaves); grounding: regions and sentences as the contrast, all-gather and all-reduce each
     L_ac: 2 B A M^2 D operations forward; each chunk of its similarities is computed again and once more backward, so three times in all
 
-Nothing is said to overlap: the engines do not ask DeepSpeed to overlap, and losses need what they gather.
+Nothing is said to overlap. ZeRO 1 and 2 do not as we ask for them, and losses need what they gather; for ZeRO 3, whose gathers DeepSpeed
+starts ahead, that is the worst case.
 """
 
 from __future__ import annotations

@@ -148,7 +148,9 @@ class _Run:
                 for plan in plans[position.stage_index :]:
                     self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
                     folder = None
+        self.watchdog.watch("the last checkpoint")
         self.store.wait()
+        self.watchdog.rest()
         manifest = on_rank_0(self._export, self.world_rank)
         self._milestone({"event": "model", "note": f"model version {manifest['model_version']}; tensorboard --logdir {self.events.url}"})
         on_rank_0(lambda: self._store_metrics(self.metrics), self.world_rank)
