@@ -21,7 +21,7 @@ NUM_FILMS = 64
 _VOCABULARY = 2000
 
 
-def write_films(storage: Storage, num_samples: int, shard_size: int = 128, side_px: int = 512) -> Tokenizers:
+def write_films(storage: Storage, num_samples: int, shard_size: int = 128, side_px: int = 512, num_validation: int = 0) -> Tokenizers:
     """Shards of JPEGs as ingest writes them (quality 95), with the phantoms' reports; returns tokenizers trained from these."""
     films = []
     for index in range(min(NUM_FILMS, num_samples)):
@@ -30,7 +30,8 @@ def write_films(storage: Storage, num_samples: int, shard_size: int = 128, side_
         Image.fromarray(study.image).save(buffer, "JPEG", quality=95)
         films.append((buffer.getvalue(), split_sections(study.report)))
     made = [(film, sections.findings, sections.impression) for film, sections in films]
-    _write(storage, [made[number % len(made)] for number in range(num_samples)], "jpg", shard_size)
+    splits = {"train": num_samples, "val": num_validation}
+    _write(storage, {split: [made[number % len(made)] for number in range(count)] for split, count in splits.items()}, "jpg", shard_size)
     return train_tokenizers([f"{findings} {impression}" for _, findings, impression in made], _VOCABULARY, _VOCABULARY)
 
 
@@ -38,7 +39,7 @@ def write_tiny(storage: Storage, num_samples: int, shard_size: int = 1000) -> No
     """Pictures of 16 x 16 pixels and reports of one sentence: only their number counts."""
     buffer = io.BytesIO()
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(buffer, "PNG")
-    _write(storage, [(buffer.getvalue(), "No effusion.", "")] * num_samples, "png", shard_size)
+    _write(storage, {"train": [(buffer.getvalue(), "No effusion.", "")] * num_samples}, "png", shard_size)
 
 
 def bytes_of_samples(storage: Storage) -> int:
@@ -46,12 +47,13 @@ def bytes_of_samples(storage: Storage) -> int:
     return sum(shard.bytes for shard in ShardIndex.load(storage).shards)
 
 
-def _write(storage: Storage, contents: list[tuple[bytes, str, str]], image_format: str, shard_size: int) -> None:
+def _write(storage: Storage, splits: dict[str, list[tuple[bytes, str, str]]], image_format: str, shard_size: int) -> None:
     shards = []
-    for shard_number, first in enumerate(range(0, len(contents), shard_size)):
-        writer = ShardWriter(storage, "train", shard_number)
-        for number, (image, findings, impression) in enumerate(contents[first : first + shard_size], first):
-            key = hashlib.sha256(json.dumps(number).encode()).hexdigest()[:32]
-            writer.add(Sample(key, image, image_format, findings=findings, impression=impression))
-        shards.append(writer.close())
+    for split, contents in splits.items():
+        for shard_number, first in enumerate(range(0, len(contents), shard_size)):
+            writer = ShardWriter(storage, split, shard_number)
+            for number, (image, findings, impression) in enumerate(contents[first : first + shard_size], first):
+                key = hashlib.sha256(json.dumps(number).encode()).hexdigest()[:32]
+                writer.add(Sample(key, image, image_format, findings=findings, impression=impression))
+            shards.append(writer.close())
     ShardIndex(tuple(shards)).save(storage)

@@ -272,6 +272,10 @@ class RunConfig(_Section):
         StageConfig(kind="findings", num_epochs=5),
     )
     checkpoint_every_steps: Count = 500
+    asynchronous_checkpoints: bool = Field(
+        True,
+        description="Training goes on while a checkpoint is uploaded; costs each rank's machine the memory of its part of the state.",
+    )
     validate_every_steps: Count = Field(500, description="Validation is the only thing that chooses a checkpoint.")
     keep_last: Count = 2
     log_every_steps: Count = 10

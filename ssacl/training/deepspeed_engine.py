@@ -20,6 +20,7 @@ from ssacl.config import EngineConfig
 from ssacl.distributed import world_rank, world_size
 from ssacl.errors import CheckpointError, ConfigError, TrainingError
 from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, set_learning_rates
+from ssacl.training.host_copies import HostCopies
 from ssacl.training.stages import StagePlan
 from ssacl.training.universal import convert_checkpoint
 
@@ -99,12 +100,17 @@ class DeepSpeedEngine(EngineBase):
     def _origin(self) -> Origin:
         return Origin(self._zero_stage, world_size())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> HostCopies:
+        copies = HostCopies()
+        writer = self._engine.checkpoint_engine
+        # DeepSpeed collects, we write; nor need it make copies of its own.
+        writer.save, writer.preserves_storage_sharing = copies.add, lambda: False
         # The version is what the converter to the universal layout asks for.
         client = {"steps_done": self.steps_done, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client, save_latest=False)
         if world_rank() == 0:
             (folder / _ORIGIN).write_text(json.dumps(asdict(self._origin)), encoding="utf-8")
+        return copies
 
     def load(self, folder: Path) -> None:
         try:

@@ -45,7 +45,7 @@ def dry_run(config: Config, world_size: int) -> str:
     samples, obstacle = _training_samples(config)
     obstacles = [obstacle] if obstacle else []
     lines = [f"Dry run for {world_size} rank{'s' if world_size > 1 else ''}: nothing is started.", ""]
-    model = _shapes(config, obstacles)
+    model = model_shapes(config, obstacles)
     trained = [_num_trained(model, config, stage.kind, stage.freeze_encoder) for stage in config.run.stages]
     lines += [*_parts(model, config, trained), "", *_memory(model, config, max(trained, default=0), world_size), ""]
     lines += _steps(config, world_size, samples)
@@ -70,7 +70,7 @@ def _training_samples(config: Config) -> tuple[int | None, str]:
         return None, f"data.url: {error}"
 
 
-def _shapes(config: Config, obstacles: list[str]) -> SSACL:
+def model_shapes(config: Config, obstacles: list[str]) -> SSACL:
     """The model without numbers; what had to be assumed is added to `obstacles`."""
     tokenizers: Any
     try:

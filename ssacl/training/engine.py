@@ -23,6 +23,7 @@ from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
 from ssacl.errors import CheckpointError, NotBuiltError, TrainingError
 from ssacl.models.findings_head import FindingsBatch
+from ssacl.training.host_copies import HostCopies
 from ssacl.training.precision import resolve_precision
 from ssacl.training.stages import StagePlan, select_trainable
 
@@ -53,11 +54,11 @@ class Engine(Protocol):
     def evaluate(self, batch: AnyBatch, ramp: float) -> Values:
         """Losses of one micro batch in eval mode, without gradients, averaged over ranks."""
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the state (weights, optimizer, step) below `folder`."""
+    def save(self, folder: Path) -> HostCopies:
+        """Copy this rank's part of the state (weights, optimizer, step); what is given back writes it below `folder`."""
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
+        """Take up what was written."""
 
     def full_state(self) -> dict[str, Tensor]:
         """The model's whole state_dict on the CPU, on every rank."""
@@ -241,16 +242,18 @@ class TorchEngine(EngineBase):
         values: dict[str, Tensor] = self._forward(batch.to(self.device), ramp)[1]
         return values
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> HostCopies:
+        copies = HostCopies()
         if dist.is_initialized() and dist.get_rank() != 0:
-            return
+            return copies
         state = {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "step": self.steps_done,
         }
-        torch.save(state, folder / _STATE)
+        copies.add(state, folder / _STATE)
+        return copies
 
     def load(self, folder: Path) -> None:
         try:

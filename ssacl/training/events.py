@@ -13,7 +13,7 @@ from ssacl.training.reporter import Record
 logger = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
-_FIGURES = ("images_per_s", "data_wait_share", "mfu_share", "memory_gib", "lr", "gradient_norm")
+_FIGURES = ("images_per_s", "data_wait_share", "mfu_share", "memory_gib", "lr", "gradient_norm", "checkpoint_stall_s")
 
 
 class EventFiles:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,14 @@ from ssacl.training.checkpoint import (
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.events import EventFiles
 from ssacl.training.frozen import freeze_samples
+from ssacl.training.host_copies import HostCopies
 from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, run_storage, save_random_state
 from ssacl.training.samples import SampleReports
 from ssacl.training.sealed import MANIFEST, parse_manifest
-from ssacl.training.speed import memory_gib, step_work, training_peak
+from ssacl.training.settings import run_settings
+from ssacl.training.speed import SpeedWindow, memory_gib, step_work, training_peak
 from ssacl.training.stages import StagePlan, fit_batch, plan_stages
 from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import validation_thresholds
@@ -55,13 +57,6 @@ logger = logging.getLogger(__name__)
 NUM_VALIDATION_BATCHES = 4
 """Micro batches per rank whose mean losses are a validation."""
 HOLDER = Holder("training run", "Let it end, or stop it, then run the same command again; or choose another run.name.", key="run.lock")
-_MUST_AGREE = ("model", "losses", "optim")
-"""Sections that a run may not change half way; of `run`, seed, stages and start; of `data`, all but where it lies and how it is read; of
-`engine`, what decides the numbers: with a global batch size, neither ranks nor micro batch do."""
-_DATA_MAY_DIFFER = (
-    *("url", "tokenizer_url", "max_bad_samples", "num_loader_threads", "loader_kind"),
-    *("prefetch_batches", "num_reader_threads", "read_ahead_mb", "cache_mb"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class _Run:
         self.started = time.monotonic()
         self.data = open_storage(config.data.url)
         self.storage = run_storage(config)
-        self.store = RunStore(self.storage, world_rank)
+        self.store = RunStore(self.storage, world_rank, config.run.keep_last, config.run.asynchronous_checkpoints, self._check_lease)
         self.tokenizers = run_tokenizers(config, self.data)
         self.thresholds: dict[str, float] = {}
         self.metrics, self.events = MetricsLog(), EventFiles(self.storage)
@@ -128,6 +123,7 @@ class _Run:
             stack.callback(self.watchdog.close)
             stack.callback(self.events.close)
             on_rank_0(lambda: self._hold(stack), self.world_rank)
+            stack.callback(self.store.close)
             return self._train()
 
     def _hold(self, stack: ExitStack) -> None:
@@ -152,9 +148,12 @@ class _Run:
                 for plan in plans[position.stage_index :]:
                     self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
                     folder = None
+        self.watchdog.watch("the last checkpoint")
+        self.store.wait()
+        self.watchdog.rest()
         manifest = on_rank_0(self._export, self.world_rank)
         self._milestone({"event": "model", "note": f"model version {manifest['model_version']}; tensorboard --logdir {self.events.url}"})
-        self._store_metrics()
+        on_rank_0(lambda: self._store_metrics(self.metrics), self.world_rank)
         return self._outcome(manifest)
 
     def _run_stage(self, plan: StagePlan, first_step: int, folder: Path | None) -> None:
@@ -180,45 +179,37 @@ class _Run:
 
     def _steps(self, plan: StagePlan, engine: Engine, source: Iterator[Batch | FindingsBatch], first_step: int) -> None:
         run, accumulation = self.config.run, self.config.engine.accumulation_steps
-        logged_at, logged_step, waited_s, stage_started = time.monotonic(), first_step, 0.0, time.monotonic()
-        work = 0.0
+        images = accumulation * self.config.engine.micro_batch_size * self.world_size
+        window, stage_started, work = SpeedWindow(first_step), time.monotonic(), 0.0
         for step in range(first_step + 1, plan.num_steps + 1):
             self.watchdog.watch(f"step {step} of stage '{plan.kind}'")
-            wait_started = time.monotonic()
-            batches = [next(source) for _ in range(accumulation)]
-            waited_s += time.monotonic() - wait_started
+            with window.spend("wait"):
+                batches = [next(source) for _ in range(accumulation)]
             if work == 0.0:
-                counting = time.monotonic()
-                work = step_work(engine, self.model, batches[0]) * accumulation
-                logged_at += time.monotonic() - counting
+                with window.spend("pause"):
+                    work = step_work(engine, self.model, batches[0]) * accumulation
             values = engine.step(batches, plan.ramp(step - 1))
-            now = time.monotonic()
             last = step == plan.num_steps
             if step % run.log_every_steps == 0 or last or step == first_step + 1:
-                elapsed_s = max(now - logged_at, 1e-9)
-                images = (step - logged_step) * accumulation * self.config.engine.micro_batch_size * self.world_size
-                remaining_s = (now - stage_started) / (step - first_step) * (plan.num_steps - step)
                 norm = values.pop("gradient_norm")
                 record = self._record(plan, step, "step", values) | {
                     "gradient_norm": norm,
                     "lr": engine.lr,
-                    "images_per_s": images / elapsed_s,
-                    "data_wait_share": waited_s / elapsed_s,
-                    "mfu_share": work * (step - logged_step) / elapsed_s / self.peak,
+                    **window.close(step, images, work, self.peak),
                     "memory_gib": memory_gib(self.device),
-                    "remaining_s": remaining_s,
+                    "remaining_s": (time.monotonic() - stage_started) / (step - first_step) * (plan.num_steps - step),
                 }
                 self._keep(record)
                 self.reporter.progress(record)
-                logged_at, logged_step, waited_s = time.monotonic(), step, 0.0
+                self.store.poll()
             if step % run.validate_every_steps == 0 or last:
                 self.watchdog.watch(f"validation at step {step} of stage '{plan.kind}'")
-                self._validate(plan, engine, step)
-                logged_at = time.monotonic()
+                with window.spend("pause"):
+                    self._validate(plan, engine, step)
             if step % run.checkpoint_every_steps == 0 and not last:
                 self.watchdog.watch(f"checkpoint at step {step} of stage '{plan.kind}'")
-                self._save_engine(plan, engine, step)
-                logged_at = time.monotonic()
+                with window.spend("checkpoint"):
+                    self._save_engine(plan, engine, step)
 
     # -- validation ---------------------------------------------------------------------------------------------------------------
 
@@ -252,7 +243,7 @@ class _Run:
         if found is None:
             return Position(0, 0), None
         position, manifest = found
-        differences = config_differences(manifest["settings"], _settings(self.config))
+        differences = config_differences(manifest["settings"], run_settings(self.config))
         if differences:
             raise CheckpointError(
                 f"The run '{self.config.run.name}' was started with other settings: {'; '.join(differences)}. "
@@ -274,9 +265,9 @@ class _Run:
         return position, folder
 
     def _save_engine(self, plan: StagePlan, engine: Engine, step: int) -> None:
-        def write(folder: Path) -> None:
-            engine.save(folder)
+        def write(folder: Path) -> HostCopies:
             save_random_state(folder, self.world_rank)
+            return engine.save(folder)
 
         self._save(Position(plan.index, step), write)
 
@@ -287,20 +278,19 @@ class _Run:
 
         self._save(position, write)
 
-    def _save(self, position: Position, write: Any) -> None:
-        on_rank_0(self._check_lease, self.world_rank)
+    def _save(self, position: Position, write: Callable[[Path], HostCopies | None]) -> None:
         entries = {
-            "settings": _settings(self.config),
+            "settings": run_settings(self.config),
             "config": self.config.model_dump(mode="json"),
             "loader": self.loader.state_dict(),
-            "thresholds": self.thresholds,
+            "thresholds": dict(self.thresholds),
             "tokenizer_fingerprint": self.tokenizers.fingerprint,
             "world_size": self.world_size,
             "code_version": ssacl.__version__,
         }
-        self.store.save(position, write, entries)
-        on_rank_0(lambda: self.store.prune(self.config.run.keep_last), self.world_rank)
-        self._store_metrics()
+        # A run that goes on from here finds them; what they tell of later steps it forgets.
+        metrics = MetricsLog(list(self.metrics.records))
+        self.store.save(position, write, entries, before_seal=lambda: self._store_metrics(metrics))
 
     def _export(self) -> dict[str, Any]:
         provenance = {
@@ -381,20 +371,6 @@ class _Run:
         if self.world_rank == 0:
             self.events.add(record)
 
-    def _store_metrics(self) -> None:
-        if self.world_rank == 0:
-            self.storage.write(MetricsLog.KEY, self.metrics.dump())
-            self.events.store()
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What decides the numbers of a run, as a plain tree."""
-    tree = config.model_dump(mode="json")
-    settings = {name: tree[name] for name in _MUST_AGREE}
-    settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
-    names = ("kind", "precision", "accumulation_steps", "global_batch_size")
-    settings["engine"] = {name: tree["engine"][name] for name in names}
-    if config.engine.global_batch_size == 0:
-        settings["engine"]["micro_batch_size"] = config.engine.micro_batch_size
-    settings["data"] = {name: value for name, value in tree["data"].items() if name not in _DATA_MAY_DIFFER}
-    return settings
+    def _store_metrics(self, metrics: MetricsLog) -> None:
+        self.storage.write(MetricsLog.KEY, metrics.dump())
+        self.events.store()

@@ -86,6 +86,8 @@ def describe(record: Record) -> str:
     if "images_per_s" in record:
         speed = f"{record['images_per_s']:.0f} images/s, data wait {100 * record['data_wait_share']:.0f} %"
         parts.append(f"{speed}, MFU {100 * record['mfu_share']:.0f} %, {record['memory_gib']:.1f} GiB, lr {record['lr']:.1e}")
+    if record.get("checkpoint_stall_s"):
+        parts.append(f"{record['checkpoint_stall_s']:.2f} s for a checkpoint")
     if "remaining_s" in record:
         parts.append(f"{_duration(record['remaining_s'])} left in this stage")
     if "note" in record:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +72,44 @@ def memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class SpeedWindow:
+    """The time from one logged step to the next, and what of it was no training."""
+
+    def __init__(self, step: int) -> None:
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        self._step, self._started = step, time.monotonic()
+        self._spent_s = {"wait": 0.0, "pause": 0.0, "checkpoint": 0.0}
+
+    @contextmanager
+    def spend(self, what: str) -> Iterator[None]:
+        """The block is a "wait" for data, or stands beside training: a "checkpoint", or another "pause"."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent_s[what] += time.monotonic() - started
+
+    def close(self, step: int, images: int, work: float, peak: float) -> dict[str, float]:
+        """Figures of the window that ends with `step`; the next begins.
+
+        Parameters
+        ----------
+        images, work : of one optimizer step: images over all ranks, operations of this rank.
+        peak : operations a second that this rank's hardware gives.
+        """
+        num_steps, spent = step - self._step, self._spent_s
+        elapsed_s = max(time.monotonic() - self._started - spent["pause"] - spent["checkpoint"], 1e-9)
+        self._reset(step)
+        return {
+            "images_per_s": num_steps * images / elapsed_s,
+            "data_wait_share": spent["wait"] / elapsed_s,
+            "mfu_share": num_steps * work / elapsed_s / peak,
+            "checkpoint_stall_s": spent["checkpoint"],
+        }
 
 
 def _executed(counts: Mapping[str, int], name: str) -> float:
