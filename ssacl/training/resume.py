@@ -88,8 +88,13 @@ class RunStore:
                 hashes = folder_hashes(folder)
                 for name in hashes:
                     target.upload(name, folder / name)
-            except (SSACLError, OSError) as error:
+            except SSACLError as error:
                 failure = str(error)
+            # Whatever it is: the other ranks wait for an answer. PyTorch's writer raises a RuntimeError on a full disk.
+            except Exception as error:
+                failure = (
+                    f"{getattr(error, 'strerror', None) or type(error).__name__}. Free space in {tempfile.gettempdir()}, or set TMPDIR."
+                )
             parts = gather_objects((failure, hashes))
             failures = [text for text, _ in parts if text]
             if failures:
