@@ -116,7 +116,7 @@ def actors(name: str) -> list[psutil.Process]:
 
 
 def test_a_node_is_lost_and_another_comes(cluster: Cluster, place: Place) -> None:
-    config = place.config("elastic", {"kind": "deepspeed", "zero_stage": 2}, num_train_workers=[1, 2], resize_check_s=1.0)
+    config = place.config("elastic", {"kind": "torch"}, num_train_workers=[1, 2], resize_check_s=1.0)
 
     def sizes() -> list[int]:
         return [manifest["world_size"] for manifest in place.manifests("elastic")]
