@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssacl import errors
 from ssacl.errors import SSACLError
@@ -42,6 +43,12 @@ class Board:
 
     def failure(self) -> tuple[str, str] | None:
         return self._failure
+
+
+def new_board() -> Any:
+    """A `Board` on this node, which lives as long as its handle: other nodes may be lost."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Board).options(scheduling_strategy=here).remote()
 
 
 class RayReporter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -19,14 +20,16 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from ray_jobs.board import Board, RayReporter, live_line, raise_named
+from ray_jobs.board import RayReporter, live_line, new_board, raise_named
+from ray_jobs.elastic import FollowNodes, forget_request, require_room, resources_per_worker, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
 from ssacl.data.storage import open_storage
-from ssacl.errors import ConfigError, SSACLError, TrainingError
+from ssacl.errors import SSACLError, TrainingError
 from ssacl.training.curves import write_curves
 from ssacl.training.events import FOLDER
 from ssacl.training.reporter import MetricsLog
@@ -58,16 +61,18 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
     SSACLError
         As `ssacl.training.loop.train`; a worker's named error arrives by its name.
     """
+    counts = worker_counts(config)
     storage = run_storage(config)
     # So that storage that is down or refuses, and data that is not there, are told before any worker starts.
     storage.exists(MetricsLog.KEY)
     open_split(open_storage(config.data.url), "train", purpose="training")
     folder = out_folder or Path("runs") / config.run.name
-    with ray_session(num_cpus=_num_cpus(config), address=address) as dashboard:
+    num_cpus = max(os.cpu_count() or 1, math.ceil(counts[-1] * config.run.cpus_per_train_worker))
+    with ray_session(num_cpus=num_cpus, address=address) as dashboard:
         if dashboard:
             logger.info("Ray dashboard: %s", dashboard)
-        _require_cpus(config)
-        _fit(config, progress)
+        require_room(config, counts[0])
+        _fit(config, counts, progress)
     metrics = MetricsLog.parse(storage.read(MetricsLog.KEY))
     folder.mkdir(parents=True, exist_ok=True)
     metrics_path, curves = folder / "metrics.jsonl", folder / "training.png"
@@ -83,30 +88,24 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
     return TrainingResult(storage.sub("model").url, metrics_path, curves, metrics.records)
 
 
-def _fit(config: Config, progress: bool) -> None:
-    # The board dies with this block: its handle is the only reference.
-    board = ray.remote(num_cpus=0)(Board).remote()
-    with tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder:
-        trainer = _Trainer(
-            train_worker,
-            train_loop_config={"config": config.model_dump(mode="json"), "board": board},
-            torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.run.num_train_workers,
-                use_gpu=config.run.use_gpu,
-                resources_per_worker={"CPU": config.run.cpus_per_train_worker, **({"GPU": 1} if config.run.use_gpu else {})},
-            ),
-            run_config=ray.train.RunConfig(
-                name=config.run.name,
-                storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=config.run.max_restarts),
-                worker_runtime_env={"env_vars": storage_environment()},
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            ),
-        )
-        with live_line(board, progress), _quiet_ray(), _own_interrupt():
+def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
+    board = new_board()
+    with (
+        tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
+        live_line(board, progress),
+        _quiet_ray(),
+        _own_interrupt(),
+    ):
+        for _ in range(config.run.max_restarts + 1):
+            trainer = _trainer(config, counts, board, folder)
             try:
                 trainer.fit()
+                break
+            except RayActorError:
+                # What the train workers die of is another error: this is the controller, whose workers end with it.
+                raise_named(board)
+                forget_request(trainer.train_run_context.run_id)
+                board.post.remote({"event": "restart", "note": "Ray Train's controller was lost and is started again"})
             except Exception as error:
                 raise_named(board)
                 causes = getattr(error, "worker_failures", None) or {0: error}
@@ -115,10 +114,46 @@ def _fit(config: Config, progress: bool) -> None:
                     f"A train worker was lost more than {config.run.max_restarts} times, or failed without a named cause: {first}. "
                     "Look into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
                 ) from error
+        else:
+            raise TrainingError(
+                f"Ray Train's controller was lost more than {config.run.max_restarts} times. Look whether this machine runs out of memory, "
+                "and into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
+            )
         raise_named(board)
 
 
+def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -> _Trainer:
+    elastic = not isinstance(config.run.num_train_workers, int)
+    scaling = ray.train.ScalingConfig(
+        num_workers=(counts[0], counts[-1]) if elastic else counts[0],
+        use_gpu=config.run.use_gpu,
+        resources_per_worker=resources_per_worker(config),
+        elastic_resize_monitor_interval_s=config.run.resize_check_s,
+    )
+    trainer = _Trainer(
+        train_worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "board": board},
+        torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=config.run.name,
+            storage_path=folder,
+            failure_config=ray.train.FailureConfig(max_failures=config.run.max_restarts),
+            worker_runtime_env={"env_vars": storage_environment()},
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    trainer.policy = FollowNodes(scaling, counts, board) if elastic else None
+    return trainer
+
+
 class _Trainer(TorchTrainer):
+    policy: FollowNodes | None = None
+    """In place of Ray's own."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        return super()._initialize_and_run_controller(**parts | ({"scaling_policy": self.policy} if self.policy else {}))
+
     def _register_sigint_handler(self, controller: Any) -> None:
         # Ray's handler ends the process behind the caller's back, with exit code 1, and stays after the run. Without it Ctrl-C is the
         # usual KeyboardInterrupt here; the actors of the run end with the Ray session, or with this driver where a cluster was joined.
@@ -175,20 +210,3 @@ def _quiet_ray() -> Iterator[None]:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-
-
-def _num_cpus(config: Config) -> int:
-    workers = config.run.num_train_workers
-    most = workers if isinstance(workers, int) else workers[1]
-    return max(os.cpu_count() or 1, int(-(-most * config.run.cpus_per_train_worker // 1)))
-
-
-def _require_cpus(config: Config) -> None:
-    workers = config.run.num_train_workers
-    fewest = workers if isinstance(workers, int) else workers[0]
-    wanted, there = fewest * config.run.cpus_per_train_worker, ray.cluster_resources().get("CPU", 0.0)
-    if wanted > there:
-        raise ConfigError(
-            f"{fewest} train workers with {config.run.cpus_per_train_worker:g} CPUs each need {wanted:g}; the Ray cluster has {there:g}. "
-            "Lower run.num_train_workers."
-        )

@@ -263,7 +263,12 @@ class RunConfig(_Section):
     init_encoder_from: str = Field(
         "", description="MAE ViT checkpoint (.pth file) whose encoder the run starts from; empty: from scratch, or init_from's."
     )
-    num_train_workers: int | tuple[int, int] = Field(1, description="Ray Train workers; a pair is an elastic (min, max).")
+    num_train_workers: Count | tuple[Count, Count] = Field(
+        1, description="Ray Train workers; a pair is an elastic (min, max): as many as the cluster has room for, which may change."
+    )
+    resize_check_s: float = Field(
+        60.0, gt=0, description="An elastic group looks for more room this often, in seconds; to grow, it starts again at its checkpoint."
+    )
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False
     stages: tuple[StageConfig, ...] = (
@@ -282,7 +287,17 @@ class RunConfig(_Section):
     hang_limit_s: float = Field(
         1800.0, ge=0, description="Longest time of one step, validation or checkpoint, in seconds, before the process ends; 0: no limit."
     )
-    max_restarts: int = Field(3, ge=0, description="Times a failed worker group is started again.")
+    max_restarts: int = Field(3, ge=0, description="Times a failed worker group, or Ray Train's controller, is started again.")
+    storage_patience_s: float = Field(
+        300.0, ge=0, description="Longest time that object storage which is away is waited for in the middle of a run, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _ascends(self) -> RunConfig:
+        workers = self.num_train_workers
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(f"num_train_workers {list(workers)} is (min, max): give the smaller number first")
+        return self
 
 
 class Config(_Section):

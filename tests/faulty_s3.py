@@ -50,6 +50,10 @@ class FaultyS3(ThreadingHTTPServer):
         self.num_requests = 0
         self.down = False
         """True: every connection is closed without an answer."""
+        self.down_for = 0
+        """As many of the next requests as this are closed without an answer."""
+        self.refusal = ""
+        """S3's code of a 403 that answers every request."""
         self.stopped = threading.Event()
         self._random, self._share, self._kinds, self._in_a_row = random.Random(seed), share, kinds, in_a_row
         self._broken: Counter[str] = Counter()
@@ -67,6 +71,13 @@ class FaultyS3(ThreadingHTTPServer):
             self.injected[kind] += 1
             return kind, place
 
+    def is_down_now(self) -> bool:
+        """Whether `down_for` closes this request."""
+        with self._lock:
+            self.down_for -= self.down_for > 0
+            self.injected["down"] += self.down_for > 0
+            return self.down_for > 0
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are what this is for."""
 
@@ -81,8 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
         is_object = "list-type=" not in self.path and self.command in ("GET", "PUT")
         possible = set(KINDS) if is_object else {"error", "reset", "lost_reply", "truncate"}
         kind, place = self.server.draw(f"{self.command} {self.path} {self.headers.get('Range', '')}", possible)
-        if self.server.down:
+        if self.server.down or self.server.is_down_now():
             self._hang_up()
+        elif self.server.refusal:
+            self._answer(403, {"Content-Type": "application/xml"}, f"<Error><Code>{self.server.refusal}</Code></Error>".encode())
         elif kind in ("reset", "truncate") and self.command != "GET":
             self._break_off(content, place)
         elif kind == "error":

@@ -133,7 +133,7 @@ def _wait_for(storage: Storage, holder: Holder) -> None:
     while time.monotonic() < give_up_at:
         time.sleep(min(1.0, PATIENCE_S / 10))
         now = _read(storage, holder.key)
-        if now is None:
+        if now is None or _is_gone(now):
             return
         if now != seen:
             raise _busy(storage, holder)

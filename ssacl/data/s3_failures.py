@@ -68,7 +68,10 @@ def named(action: str, place: str, bucket: str, error: Exception, num_tries: int
     if code == "InvalidRange":
         return StorageError(f"{what}: the object is shorter than its index says. Write it again.")
     if code in _BAD_CREDENTIALS:
-        return StorageError(f"{what}: {endpoint} refused the credentials ({code}). Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+        return StorageError(
+            f"{what}: {endpoint} refused the credentials ({code}). Give valid ones in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
+            "AWS_SESSION_TOKEN, if they are for a time), then run again."
+        )
     if code in {"AccessDenied", "403"}:
         return StorageError(
             f"{what}: {endpoint} refused access ({code}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import random
@@ -21,7 +22,7 @@ import botocore.exceptions as failures
 from botocore.config import Config
 
 from ssacl.data.s3_failures import WrongBytesError, named, retry_reason
-from ssacl.data.storage import MissingObjectError, ObjectInfo, checked_key, count_retry
+from ssacl.data.storage import MissingObjectError, ObjectInfo, Patience, checked_key, count_retry
 from ssacl.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 NUM_TRIES = 7
 RETRY_LIMIT_S = 60.0
-"""No further try later than this after the first failure: a store that is down is named within two minutes, mostly within half of one."""
+"""No further try later than this after the first failure: a store that is down is named within two minutes, mostly within half of one.
+`Storage.patience`, where it is set, goes beyond this and `NUM_TRIES`."""
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 20.0
 SLOWEST_BYTES_PER_S = 20_000
@@ -57,6 +59,7 @@ class S3Storage:
         self.bucket, self.prefix = bucket, prefix.strip("/")
         self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
         self.retries: Counter[str] = Counter()
+        self.patience = Patience()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         if end is not None and end <= start:
@@ -119,7 +122,7 @@ class S3Storage:
 
     def sub(self, prefix: str) -> S3Storage:
         storage = S3Storage(self.bucket, f"{self.prefix}/{prefix.strip('/')}")
-        storage.retries = self.retries
+        storage.retries, storage.patience = self.retries, self.patience
         return storage
 
     def _full(self, key: str) -> str:
@@ -132,18 +135,20 @@ class S3Storage:
 
     def _do(self, action: str, key: str, call: Callable[[], T]) -> T:
         """Run `call`, again after transient failures of the way, the body or the server; name what is left."""
-        give_up_at = float("inf")
-        for number in range(1, NUM_TRIES + 1):
+        failing_since = float("inf")
+        for number in itertools.count(1):
             try:
                 return call()
             except Exception as error:
                 reason = retry_reason(error)
-                give_up_at = min(give_up_at, time.monotonic() + RETRY_LIMIT_S)
-                if reason is None or number == NUM_TRIES or time.monotonic() >= give_up_at:
+                failing_since = min(failing_since, time.monotonic())
+                failing_s = time.monotonic() - failing_since
+                tired = (number >= NUM_TRIES or failing_s >= RETRY_LIMIT_S) and failing_s >= self.patience.seconds
+                if reason is None or tired:
                     raise named(action, f"{self.url}/{key}" if key else self.url, self.bucket, error, number) from error
                 count_retry(self, reason)
                 logger.warning("object storage: cannot %s now (%s), trying again", action, reason)
-                time.sleep(min(8.0, 0.25 * 2**number) * (0.5 + random.random() / 2))
+                time.sleep(min(8.0, 0.25 * 2 ** min(number, 5)) * (0.5 + random.random() / 2))
         raise AssertionError("unreachable")
 
     def _upload_parts(self, full_key: str, path: Path) -> None:

@@ -22,7 +22,7 @@ from ssacl.data.s3_server import EmbeddedS3, embedded_s3
 from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import StorageError
 
-__all__ = ["EmbeddedS3", "FolderStorage", "MissingObjectError", "ObjectInfo", "Storage", "embedded_s3", "open_storage"]
+__all__ = ["EmbeddedS3", "FolderStorage", "MissingObjectError", "ObjectInfo", "Patience", "Storage", "embedded_s3", "open_storage"]
 
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(rf"\.(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(_TEMPORARY_SUFFIX)}")
@@ -41,12 +41,22 @@ class ObjectInfo:
     """Bytes."""
 
 
+@dataclass
+class Patience:
+    """For those who have more to lose by an error than by a wait, such as a run that has been training for days."""
+
+    seconds: float = 0.0
+    """Longest time that a store which is away is waited for; 0: as long as a person would before looking for the cause."""
+
+
 class Storage(Protocol):
     """Objects under one root. Writes are atomic: a reader sees the old object, the new one, or none. Instances can be pickled."""
 
     url: str
     retries: Counter[str]
     """Calls and reads that were tried again, by reason; those of `sub` storages count here too."""
+    patience: Patience
+    """How long storage that is away is waited for; the same object in `sub` storages."""
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes [start, end) of an object; exactly as many as asked for.
@@ -140,6 +150,7 @@ class FolderStorage:
         self.root = Path(os.path.abspath(root.expanduser()))
         self.url = str(self.root)
         self.retries: Counter[str] = Counter()
+        self.patience = Patience()
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         path = self._path(key)
@@ -196,7 +207,7 @@ class FolderStorage:
 
     def sub(self, prefix: str) -> FolderStorage:
         storage = FolderStorage(self._path(prefix.strip("/")) if prefix.strip("/") else self.root)
-        storage.retries = self.retries
+        storage.retries, storage.patience = self.retries, self.patience
         return storage
 
     def _path(self, key: str) -> Path:

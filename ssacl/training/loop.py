@@ -97,8 +97,7 @@ class _Run:
         self.config, self.reporter, self.device = config, reporter, device
         self.world_rank, self.world_size = world_rank, world_size
         self.started = time.monotonic()
-        self.data = open_storage(config.data.url)
-        self.storage = run_storage(config)
+        self.data, self.storage = open_storage(config.data.url), run_storage(config)
         self.store = RunStore(self.storage, world_rank, config.run.keep_last, config.run.asynchronous_checkpoints, self._check_lease)
         self.tokenizers = run_tokenizers(config, self.data)
         self.thresholds: dict[str, float] = {}
@@ -137,6 +136,7 @@ class _Run:
         self.reporter.progress(
             {"event": "files", "note": f"metrics and samples in {self.storage.url}; tensorboard --logdir {self.events.url}"}
         )
+        self.data.patience.seconds = self.storage.patience.seconds = self.config.run.storage_patience_s
         self.peak = training_peak(self.config.engine.precision, self.device)
         self.loader = self._loader("train", self.config.data.last_batch)
         self.validation_batches = self._validation_batches()

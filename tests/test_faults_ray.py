@@ -1,0 +1,185 @@
+"""Ray Train on several raylets of this machine: nodes, train workers and the controller fail, and the numbers do not change."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+from training_set import tiny_tree, write_training_set
+
+from ray_jobs.session import ray_session
+from ray_jobs.train import run_training
+from ssacl.config import Config, parse_config
+from ssacl.errors import ConfigError, TrainingError
+from ssacl.training.loop import TrainingOutcome, train
+from ssacl.training.reporter import LogReporter
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_STEPS = 40
+GIVE_UP_S = 120
+QUICK = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
+}
+"""Ray's limits, for large clusters, made seconds."""
+NODE_LOST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with room for one train worker each, the first with the driver."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in QUICK.items():
+            environment.setenv(name, value)
+        running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": NODE_LOST})
+        try:
+            running.add_node(num_cpus=1)
+            with ray_session(address=running.address):
+                yield running
+        finally:
+            running.shutdown()
+
+
+@dataclass
+class Place:
+    """Where the runs of these tests lie, and what a run left alone in one process gives."""
+
+    folder: Path
+    alone: TrainingOutcome
+
+    def config(self, name: str, engine: dict[str, Any] | None = None, **run: Any) -> Config:
+        return parse_config(_tree(self.folder, name, engine or {}, run))
+
+    def manifests(self, name: str) -> list[dict[str, Any]]:
+        """Of the checkpoints, oldest first."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder / name).glob("checkpoints/*/manifest.json"))]
+
+
+def _tree(folder: Path, name: str, engine: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    tree = tiny_tree(folder / "set", folder)
+    tree["model"]["text"]["dropout"] = tree["model"]["language"]["dropout"] = 0.0
+    tree["engine"] |= {"global_batch_size": 4} | engine
+    stages = [{"kind": "joint", "num_steps": NUM_STEPS}]
+    tree["run"] |= {"name": name, "stages": stages, "checkpoint_every_steps": 4, "keep_last": 100, "max_restarts": 10} | run
+    return tree
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("faults")
+    write_training_set(folder / "set")
+    return Place(folder, train(parse_config(_tree(folder, "alone", {}, {})), LogReporter()))
+
+
+def run_while(place: Place, config: Config, happens: Callable[[], None]) -> None:
+    """Train while `happens` does its worst: every optimizer step is counted once, and its losses are those of the run left alone."""
+    with ThreadPoolExecutor(1) as pool:
+        happened = pool.submit(happens)
+        result = run_training(config, progress=False, out_folder=place.folder / "out")
+        happened.result()
+    ran, alone = ([(r["step"], r["losses"]) for r in metrics if r["event"] == "step"] for metrics in (result.metrics, place.alone.metrics))
+    assert [step for step, _ in ran] == list(range(1, NUM_STEPS + 1))
+    for (step, losses), (_, expected) in zip(ran, alone, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-4, abs=1e-6), step
+    ends = {name: place.manifests(name)[-1]["loader"] for name in (config.run.name, "alone")}
+    assert ends[config.run.name] == ends["alone"], "as many samples were taken"
+
+
+def wait_for(what: str, happens: Callable[[], Any]) -> Any:
+    give_up_at = time.monotonic() + GIVE_UP_S
+    while not (found := happens()):
+        assert time.monotonic() < give_up_at, f"waited {GIVE_UP_S} s for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def actors(name: str) -> list[psutil.Process]:
+    """Processes of this test's raylets that run actors of a class."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_node_is_lost_and_another_comes(cluster: Cluster, place: Place) -> None:
+    config = place.config("elastic", {"kind": "torch"}, num_train_workers=[1, 2], resize_check_s=1.0)
+
+    def sizes() -> list[int]:
+        return [manifest["world_size"] for manifest in place.manifests("elastic")]
+
+    def lose_and_regain() -> None:
+        wait_for("a checkpoint of 2 train workers", sizes)
+        lost = next(iter(cluster.worker_nodes))
+        # As when the power fails: all processes of the node at once.
+        for process in psutil.Process(lost.all_processes["raylet"][0].process.pid).children(recursive=True):
+            process.kill()
+        cluster.remove_node(lost, allow_graceful=False)
+        wait_for("a checkpoint of 1 train worker", lambda: sizes()[-1] == 1)
+        for process in actors("RayTrainWorker"):
+            # So that the run does not end before the node has come.
+            process.suspend()
+        cluster.add_node(num_cpus=1)
+        wait_for("a checkpoint of 2 train workers again", lambda: sizes()[-1] == 2)
+
+    run_while(place, config, lose_and_regain)
+    assert [size for size, before in zip(sizes(), [0, *sizes()], strict=False) if size != before] == [2, 1, 2]
+
+
+def test_a_worker_hangs_another_is_killed_and_then_the_controller(cluster: Cluster, place: Place) -> None:
+    """Three faults in one run, each after a checkpoint of the group that took up the one before."""
+    config = place.config("faults", {"kind": "torch"}, num_train_workers=2, hang_limit_s=5.0)
+    groups: list[set[int]] = []
+
+    def next_group() -> list[psutil.Process]:
+        known = len(place.manifests("faults"))
+        wait_for("another checkpoint", lambda: len(place.manifests("faults")) > known)
+        found = actors("RayTrainWorker")
+        groups.append({process.pid for process in found})
+        return found
+
+    def break_things() -> None:
+        next_group()[-1].suspend()
+        next_group()[-1].kill()
+        for process in next_group():
+            # So that the run does not end while the news spreads.
+            process.suspend()
+        [controller] = actors("TrainController")
+        controller.kill()
+        next_group()
+
+    run_while(place, config, break_things)
+    assert [len(group) for group in groups] == [2, 2, 2, 2]
+    assert len(set().union(*groups)) == 8, "each fault ended both train workers"
+
+
+def test_an_error_of_a_train_worker_arrives_by_its_name(cluster: Cluster, place: Place) -> None:
+    tree = _tree(place.folder, "nan", {"kind": "torch"}, {})
+    tree["optim"] |= {"lr": 1e30, "clip_norm": 0.0, "warmup_share": 0.0}
+    with pytest.raises(TrainingError, match="Not finite at step"):
+        run_training(parse_config(tree), progress=False)
+
+
+def test_more_train_workers_than_fit_are_told_at_once(cluster: Cluster, place: Place) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"4 train workers with 1 CPU each do not fit.* room for 2\. Lower run\.num_train_workers"):
+        run_training(place.config("many", num_train_workers=4), progress=False)
+    # Enough in all, but not on one node.
+    with pytest.raises(ConfigError, match=r"1 train workers with 2 CPU each .*2 nodes have 2 CPU, room for 0"):
+        run_training(place.config("wide", cpus_per_train_worker=2.0), progress=False)
+    with pytest.raises(ConfigError, match=r"1 CPU and 1 GPU each .* room for 0"):
+        run_training(place.config("gpu", use_gpu=True), progress=False)
+    assert time.monotonic() - started < 10
