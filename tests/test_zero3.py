@@ -110,7 +110,7 @@ def _same_as_plain(world_rank: int, world_size: int, tree: dict[str, Any], folde
         # AdamW turns the noise in gradients that are zero by symmetry (key biases) into full steps.
         assert _distance(plain.full_state(), whole) < 1e-3
     # On: saved, loaded into another engine, and carried over into another model.
-    place = Path(folder) / f"{world_rank}" if world_size == 1 else Path(folder)
+    place = Path(folder)
     place.mkdir(exist_ok=True)
     deep.save(place)
     torch.distributed.barrier()
