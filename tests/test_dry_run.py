@@ -75,13 +75,17 @@ def test_a_model_of_seven_billion_is_counted_without_being_made() -> None:
     # LLaMA 7B has 6.74e9; LoRA of rank 16 on two of its projections adds 32 x 2 x 16 x 8192.
     assert int(language.replace(",", "")) == 6_738_415_616 + 32 * 2 * 16 * 8192
     assert "'models/llm_7b' is no folder here" in text
-    built = "NotBuiltError" not in (ROOT / "ssacl" / "training" / "engine.py").read_text()
-    assert built == ("zero_stage 3 is not built" not in text)
+    assert "not built" not in text
+    # Divided by 8 ranks, weights, gradients and AdamW take less than the weights alone would whole.
+    whole, divided = ([float(value) for value in line.split()[2:6]] for line in text.splitlines() if line.startswith(("#   2 ", "#   3 ")))
+    assert divided[3] < whole[0]
+    assert "#   3 " in text.split("<- deepspeed")[0].splitlines()[-1]
 
 
 def test_memory_by_hand() -> None:
     by_stage = [rank_memory(100, 60, stage, 4) for stage in range(4)]
-    assert [m.device for m in by_stage] == [400 + 240 + 480, 400 + 240 + 180, 400 + 60 + 180, 100 + 60 + 180]
+    assert [m.device for m in by_stage] == [400 + 240 + 480, 400 + 240 + 180, 400 + 60 + 180, 100 + 400 + 60 + 180]
+    assert rank_memory(100, 60, 3, 4, num_divisible=80).device == 100 + 80 + 60 + 180
     moved = rank_memory(100, 60, 2, 4, offload=True)
     assert (moved.device, moved.host) == (460, 180)
 

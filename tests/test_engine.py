@@ -18,7 +18,7 @@ from ssacl.data.records import Batch
 from ssacl.data.shards import ShardIndex, read_sample
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
-from ssacl.errors import CheckpointError, ConfigError, NotBuiltError, TrainingError
+from ssacl.errors import CheckpointError, ConfigError, TrainingError
 from ssacl.models.ssacl import SSACL
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.stages import WARMUP_START_LR, StagePlan, fit_batch, plan_stages
@@ -187,11 +187,6 @@ def test_bf16_stays_near_fp32_and_keeps_float32_weights(data, batches):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_zero_3_says_that_it_is_not_built(data):
-    with pytest.raises(NotBuiltError, match="zero_stage=2"):
-        _deep(data, "contrastive", 3)
-
-
 def test_a_full_device_says_what_to_lower(data, batches):
     model, engine = _engine(data)
 
@@ -218,6 +213,7 @@ def test_a_batch_that_cannot_be_dealt_out_is_named(data):
         ({"kind": "torch", "offload": "cpu"}, "kind=deepspeed"),
         ({"kind": "deepspeed", "zero_stage": 0, "offload": "cpu"}, "zero_stage 1, 2 or 3"),
         ({"kind": "deepspeed", "precision": "fp16"}, "loss scale"),
+        ({"kind": "deepspeed", "zero_stage": 3, "precision": "fp16"}, "loss scale"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(data, engine, message):

@@ -18,6 +18,7 @@ KINDS = {
     "ddp": {"kind": "torch"},
     "zero1": {"kind": "deepspeed", "zero_stage": 1},
     "zero2": {"kind": "deepspeed", "zero_stage": 2},
+    "zero3": {"kind": "deepspeed", "zero_stage": 3},
 }
 
 

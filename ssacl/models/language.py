@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssacl.config import LanguageConfig
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
+from ssacl.models.divided import build_language_model, full_shape
 from ssacl.models.dropout import PLAIN_ATTENTION, use_cheap_dropout
 
 
@@ -21,7 +22,8 @@ class LanguageDecoder(nn.Module):
 
     Positions run over all slots, masked ones included, in training and must do so in generation: pass `position_ids` there.
 
-    `exact_vocab` gives a model from scratch `config.vocab_size` rows, however small the tokenizer.
+    `exact_vocab` gives a model from scratch `config.vocab_size` rows, however small the tokenizer. Built inside `divided_language_model`,
+    its weights are divided over the ranks (ZeRO 3); LoRA's adapters, small, stay whole.
 
     Raises
     ------
@@ -36,7 +38,7 @@ class LanguageDecoder(nn.Module):
         self.lora = config.lora_rank > 0
         if self.lora:
             _add_lora(self.model, config.lora_rank)
-        self.width: int = self.model.get_input_embeddings().weight.shape[1]
+        self.width: int = full_shape(self.model.get_input_embeddings().weight)[1]
         self.max_positions = int(getattr(self.model.config, "max_position_embeddings", config.max_positions))
 
     def recompute_activations(self) -> None:
@@ -115,24 +117,23 @@ def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> 
             f"The language tokenizer has {vocab_size} tokens, model.language.vocab_size allows {config.vocab_size}: raise it, or train a "
             "smaller tokenizer with `ssacl data tokenizer`."
         )
-    return GPT2LMHeadModel(
-        GPT2Config(
-            # The same function as GPT-2's gelu_new in one kernel; and on a CPU the fused attention's backward loses.
-            activation_function="gelu_pytorch_tanh",
-            attn_implementation="sdpa" if torch.cuda.is_available() else PLAIN_ATTENTION,
-            vocab_size=config.vocab_size if exact_vocab else vocab_size,
-            n_positions=config.max_positions,
-            n_embd=config.width,
-            n_layer=config.depth,
-            n_head=config.num_heads,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    settings = GPT2Config(
+        # The same function as GPT-2's gelu_new in one kernel; and on a CPU the fused attention's backward loses.
+        activation_function="gelu_pytorch_tanh",
+        attn_implementation="sdpa" if torch.cuda.is_available() else PLAIN_ATTENTION,
+        vocab_size=config.vocab_size if exact_vocab else vocab_size,
+        n_positions=config.max_positions,
+        n_embd=config.width,
+        n_layer=config.depth,
+        n_head=config.num_heads,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return build_language_model(lambda: GPT2LMHeadModel(settings))
 
 
 def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
@@ -150,7 +151,7 @@ def _pretrained(config: LanguageConfig, tokenizer: Any) -> Any:
         model = AutoModelForCausalLM.from_pretrained(config.name_or_path, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"No causal language model in safetensors form can be read from '{config.name_or_path}'.") from error
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    vocab_size = full_shape(model.get_input_embeddings().weight)[0]
     if len(tokenizer) > vocab_size:
         raise ConfigError(
             f"The language tokenizer has {len(tokenizer)} tokens, the model in '{config.name_or_path}' has {vocab_size}: use the tokenizer "

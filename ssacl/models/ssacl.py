@@ -20,6 +20,7 @@ from ssacl.losses import Losses, published
 from ssacl.losses.balance import Balance
 from ssacl.losses.grounding import GroundingInputs, grounding_losses
 from ssacl.losses.warp import swap_sides, warp_images
+from ssacl.models.divided import full_shape
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import RegionHead
 from ssacl.models.findings_head import FindingsBatch, FindingsHead, FindingsInputs, FindingsRead, head_loss, register
@@ -368,7 +369,7 @@ class SSACL(nn.Module):
             is_language = module is self.language
             lr = optim.lr * (optim.lm_lr_scale if is_language else 1.0)
             for parameter in self.language.trainable() if is_language else module.parameters():
-                groups.setdefault((lr, 0.0 if parameter.ndim <= 1 else optim.weight_decay), []).append(parameter)
+                groups.setdefault((lr, 0.0 if len(full_shape(parameter)) <= 1 else optim.weight_decay), []).append(parameter)
         for parameter in singles:
             groups.setdefault((optim.lr, 0.0), []).append(parameter)
         return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]

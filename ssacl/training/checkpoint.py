@@ -27,6 +27,7 @@ from ssacl.config import Config, load_config
 from ssacl.data.storage import open_storage
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError
+from ssacl.models.divided import fill_state, full_shape
 from ssacl.models.ssacl import SSACL
 from ssacl.training.sealed import check_folder, download_folder, new_folder, seal, sha256_of, upload_folder
 
@@ -199,14 +200,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """Copy `tensors` into `model`; the message of the error begins with `name`. See `load_weights`."""
     aliases = _tied_names(model)
-    own = {key: value for key, value in model.state_dict().items() if aliases.get(key, key) == key}
+    own = {key: full_shape(value) for key, value in model.state_dict(keep_vars=True).items() if aliases.get(key, key) == key}
     given = {key: value for key, value in tensors.items() if aliases.get(key, key) == key}
     missing = sorted(own.keys() - given.keys())
     extra = sorted(given.keys() - own.keys())
     shapes = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & given.keys()
-        if given[key].shape != own[key].shape
+        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key])}" for key in own.keys() & given.keys() if given[key].shape != own[key]
     ]
     if missing or extra or shapes:
         parts = [
@@ -218,7 +217,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
             f"{name} was made for another architecture. {'; '.join(parts)}. "
             "Compare the `model` section of your configuration with the checkpoint's config.yaml."
         )
-    model.load_state_dict(dict(given), strict=False)
+    fill_state(model, given)
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from ssacl.config import EngineConfig
 from ssacl.distributed import world_rank, world_size
 from ssacl.errors import CheckpointError, ConfigError, TrainingError
+from ssacl.models.divided import divided_language_model, full_size, is_divided, whole_state
 from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, set_learning_rates
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.stages import StagePlan
 from ssacl.training.universal import convert_checkpoint
+from ssacl.training.zero3 import WholeParameters, forget, hooks_on, rank_state, restore_frozen, zero3_settings
 
 _TAG, _ORIGIN = "deepspeed", "deepspeed.json"
 STALE_LOCK_S = 900.0
@@ -42,7 +44,7 @@ class Origin:
 
 
 class DeepSpeedEngine(EngineBase):
-    """DeepSpeed ZeRO 0-2. Needs a process group, of one rank if need be."""
+    """DeepSpeed ZeRO 0-3. Needs a process group, of one rank if need be; in stage 3, a model built inside `construction`."""
 
     def __init__(
         self, model: nn.Module, groups: list[dict[str, Any]], config: EngineConfig, stage: StagePlan, device: torch.device
@@ -57,27 +59,39 @@ class DeepSpeedEngine(EngineBase):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._model, self._zero_stage = model, config.zero_stage
         self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self.num_trained = sum(parameter.numel() for parameter in self._parameters)
+        self.num_trained = sum(full_size(parameter) for parameter in self._parameters)
         # DeepSpeed (0.19) views parameters as bytes, which fails without dimensions: such scalars are vectors of one number in here.
         self._scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
         for name in self._scalars:
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.reshape(1)
-        forward = StageForward(model, stage.kind, config.precision, device)
+        self._forward = StageForward(model, stage.kind, config.precision, device)
+        self._divided = {name for name, tensor in model.state_dict(keep_vars=True).items() if is_divided(tensor)}
+        whole = [parameter for parameter in model.parameters() if not is_divided(parameter)]
         _refuse_stale_locks()
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=forward,
-            optimizer=make_optimizer(groups, stage),
-            config=deepspeed_tree(config, stage.optim.clip_norm),
-            dist_init_required=False,
-        )
+        zero3 = config.zero_stage == 3
+        assert not zero3 or self._divided, "a model for ZeRO 3 is built inside construction()"
+        with hooks_on(self._forward, model.get_submodule("language")) if zero3 else nullcontext():
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=self._forward,
+                optimizer=make_optimizer(groups, stage),
+                config=deepspeed_tree(config, stage.optim.clip_norm),
+                dist_init_required=False,
+            )
+        self._whole = WholeParameters(self._optimizer, whole) if zero3 else None
+
+    def _pass(self, batch: AnyBatch, ramp: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._whole is not None:
+            self._whole.gather()
+        passed: tuple[Tensor, dict[str, Tensor]] = self._engine(batch.to(self.device), ramp)
+        return passed
 
     def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values:
         self._engine.train()
         self.lr = set_learning_rates(self._optimizer, self.stage, self.steps_done)
         sums: list[dict[str, Tensor]] = []
         for index, batch in enumerate(batches):
-            total, values = self._engine(batch.to(self.device), ramp)
+            total, values = self._pass(batch, ramp)
             self._engine.backward(total)
             sums.append(values)
             if index == len(batches) - 1:
@@ -93,8 +107,7 @@ class DeepSpeedEngine(EngineBase):
 
     def _losses(self, batch: AnyBatch, ramp: float) -> dict[str, Tensor]:
         self._engine.eval()
-        values: dict[str, Tensor] = self._engine(batch.to(self.device), ramp)[1]
-        return values
+        return self._pass(batch, ramp)[1]
 
     @property
     def _origin(self) -> Origin:
@@ -136,28 +149,48 @@ class DeepSpeedEngine(EngineBase):
         return client
 
     def _load_converted(self, folder: Path, written: Origin) -> dict[str, Any]:
-        if 0 in (written.zero_stage, self._zero_stage):
+        if written.zero_stage != self._zero_stage and {written.zero_stage, self._zero_stage} != {1, 2}:
             raise CheckpointError(
                 f"The checkpoint was written with engine.zero_stage={written.zero_stage}, and goes on with that only: ZeRO 0 keeps the "
-                "optimizer whole, the others in shards. Set it back, or start a new run.name."
+                "optimizer whole, 1 and 2 in shards, 3 in other shards. Set it back, or start a new run.name."
             )
         converted = convert_checkpoint(folder / _TAG)
-        # The weights first, as they stand: the universal layout holds only what the stage trains.
-        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_only=True)
-        settings = self._engine._config
+        # First what the stage does not train: the universal layout lacks it.
+        if self._whole is None:
+            self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_only=True)
+        else:
+            restore_frozen(self._forward, folder / _TAG)
+        settings, groups = self._engine._config, [dict(group) for group in self._optimizer.param_groups]
         settings.load_universal_checkpoint = True
         try:
             client: dict[str, Any] = self._engine.load_checkpoint(str(converted.parent), tag=converted.name)[1]
         finally:
             settings.load_universal_checkpoint = False
+        # In stage 3 DeepSpeed gives every group the settings of the first.
+        for group, own in zip(self._optimizer.param_groups, groups, strict=True):
+            group.update({name: value for name, value in own.items() if name != "params"})
         return client
 
     def full_state(self) -> dict[str, Tensor]:
-        state = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
+        return self._unwrapped({name: value.detach().cpu().clone() for name, value in whole_state(self._model).items()})
+
+    def rank_state(self) -> dict[str, Tensor]:
+        return self._unwrapped(rank_state(self._model, self._divided))
+
+    def _unwrapped(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.reshape(()) if name in self._scalars else value for name, value in state.items()}
 
     def close(self) -> None:
         self._engine.destroy()
+        if self._whole is not None:
+            forget(self._forward)
+
+
+def construction(config: EngineConfig) -> AbstractContextManager[None]:
+    """In which a model for `config` is built: under ZeRO 3 the language model is divided over the ranks as it is made."""
+    if config.kind != "deepspeed" or config.zero_stage != 3:
+        return nullcontext()
+    return divided_language_model(deepspeed_tree(config, 0.0))
 
 
 def _refuse_stale_locks() -> None:
@@ -187,6 +220,8 @@ def deepspeed_tree(config: EngineConfig, clip_norm: float) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "zero_optimization": {"stage": config.zero_stage},
     }
+    if config.zero_stage == 3:
+        tree["zero_optimization"] |= zero3_settings()
     if config.offload == "cpu":
         tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     return tree

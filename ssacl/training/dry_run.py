@@ -49,8 +49,6 @@ def dry_run(config: Config, world_size: int) -> str:
     trained = [_num_trained(model, config, stage.kind, stage.freeze_encoder) for stage in config.run.stages]
     lines += [*_parts(model, config, trained), "", *_memory(model, config, max(trained, default=0), world_size), ""]
     lines += _steps(config, world_size, samples)
-    if config.engine.kind == "deepspeed" and config.engine.zero_stage == 3:
-        obstacles.append("engine.zero_stage 3 is not built yet.")
     if config.run.use_gpu and not torch.cuda.is_available():
         obstacles.append("run.use_gpu is set, and this machine shows no GPU.")
     if obstacles:
@@ -127,14 +125,16 @@ def _num_parameters(model: SSACL) -> int:
 
 def _memory(model: SSACL, config: Config, num_trained: int, world_size: int) -> list[str]:
     lines = [
-        "Memory per rank between steps, GiB, in the stage that trains most (P numbers, T trained, W ranks; bytes):",
-        "  stage 0: 4P + 4T + 8T; 1: 4P + 4T + 12T/W; 2: 4P + 4T/W + 12T/W; 3: (4P + 4T + 12T)/W; offload moves 12T/W to the host.",
+        "Memory per rank between steps, GiB, in the stage that trains most (P numbers, L of the language model, T trained, W ranks; bytes):",
+        "  stage 0: 4P + 4T + 8T; 1: 4P + 4T + 12T/W; 2: 4P + 4T/W + 12T/W; 3: (4P + 4T + 12T)/W + 4(P - L).",
+        "  Offloading moves 12T/W to the host. Stage 3 divides the language model; of the rest a whole copy stays on each rank.",
         "  Left out: activations, communication buckets, 16-bit copies of one forward pass. The live line shows what the first steps need.",
         f"  {'ZeRO':<6}{'weights':>10}{'gradients':>11}{'AdamW':>10}{'device':>10}{'| offload: device':>19}{'host':>9}",
     ]
     used = config.engine.zero_stage if config.engine.kind == "deepspeed" else 0
+    language = sum(parameter.numel() for parameter in model.language.parameters())
     for stage in range(4):
-        plain, moved = (rank_memory(_num_parameters(model), num_trained, stage, world_size, offload) for offload in (False, True))
+        plain, moved = (rank_memory(_num_parameters(model), num_trained, stage, world_size, offload, language) for offload in (False, True))
         values = [plain.weights, plain.gradients, plain.optimizer, plain.device]
         row = f"  {stage:<6}" + "".join(f"{value / _GIB:>{width}.2f}" for value, width in zip(values, (10, 11, 10, 10), strict=True))
         row += f"{moved.device / _GIB:>19.2f}{moved.host / _GIB:>9.2f}"

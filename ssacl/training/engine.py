@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssacl.config import Config, EngineConfig
 from ssacl.data.records import Batch
-from ssacl.errors import CheckpointError, NotBuiltError, TrainingError
+from ssacl.errors import CheckpointError, TrainingError
 from ssacl.models.findings_head import FindingsBatch
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.precision import resolve_precision
@@ -61,7 +61,10 @@ class Engine(Protocol):
         """Take up what was written."""
 
     def full_state(self) -> dict[str, Tensor]:
-        """The model's whole state_dict on the CPU, on every rank."""
+        """The model's whole state_dict on the CPU, on every rank; under ZeRO 3 on rank 0, and empty elsewhere."""
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """What this rank holds of the state_dict, on the CPU: all of it, under ZeRO 3 its share of the language model (`fill_shares`)."""
 
     def close(self) -> None:
         """Take hooks off the model and free the optimizer."""
@@ -93,8 +96,6 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     ------
     ConfigError
         The precision does not run on this device, or DeepSpeed is not installed.
-    NotBuiltError
-        ZeRO 3.
     """
     from ssacl.training.deepspeed_engine import DeepSpeedEngine
 
@@ -107,9 +108,6 @@ def make_engine(model: nn.Module, config: Config, stage: StagePlan, device: torc
     if config.engine.kind == "torch":
         with explained_memory(settings):
             return TorchEngine(model, groups, settings, stage, device)
-    if config.engine.zero_stage == 3:
-        # ZeRO 3 gathers and drops weights by hooks on each module's tensors; the model calls methods of its parts and hands dataclasses on.
-        raise NotBuiltError("engine.zero_stage 3 is not built yet: use engine.zero_stage=2, which shards gradients and optimizer state.")
     with explained_memory(settings):
         return DeepSpeedEngine(model, groups, settings, stage, device)
 
@@ -183,6 +181,13 @@ class EngineBase(ABC):
         """See `Engine.evaluate`."""
         with explained_memory(self.config):
             return average_over_ranks(self._losses(batch, ramp))
+
+    @abstractmethod
+    def full_state(self) -> dict[str, Tensor]: ...
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """See `Engine.rank_state`."""
+        return self.full_state()
 
     @abstractmethod
     def _step(self, batches: Sequence[AnyBatch], ramp: float) -> Values: ...

@@ -26,6 +26,7 @@ from ssacl.data.records import Batch
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
 from ssacl.errors import CheckpointError
+from ssacl.models.divided import fill_shares, whole_state
 from ssacl.models.findings_head import FindingsBatch
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import (
@@ -36,6 +37,7 @@ from ssacl.training.checkpoint import (
     save_model_folder,
     upload_folder,
 )
+from ssacl.training.deepspeed_engine import construction
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.events import EventFiles
 from ssacl.training.frozen import freeze_samples
@@ -151,7 +153,8 @@ class _Run:
         self.watchdog.watch("the last checkpoint")
         self.store.wait()
         self.watchdog.rest()
-        manifest = on_rank_0(self._export, self.world_rank)
+        state = whole_state(self.model)
+        manifest = on_rank_0(lambda: self._export(state), self.world_rank)
         self._milestone({"event": "model", "note": f"model version {manifest['model_version']}; tensorboard --logdir {self.events.url}"})
         on_rank_0(lambda: self._store_metrics(self.metrics), self.world_rank)
         return self._outcome(manifest)
@@ -272,11 +275,8 @@ class _Run:
         self._save(Position(plan.index, step), write)
 
     def _save_weights(self, position: Position) -> None:
-        def write(folder: Path) -> None:
-            if self.world_rank == 0:
-                export_weights(folder / WEIGHTS, self.model)
-
-        self._save(position, write)
+        state = whole_state(self.model)
+        self._save(position, lambda folder: export_weights(folder / WEIGHTS, self.model, state) if self.world_rank == 0 else None)
 
     def _save(self, position: Position, write: Callable[[Path], HostCopies | None]) -> None:
         entries = {
@@ -292,7 +292,7 @@ class _Run:
         metrics = MetricsLog(list(self.metrics.records))
         self.store.save(position, write, entries, before_seal=lambda: self._store_metrics(metrics))
 
-    def _export(self) -> dict[str, Any]:
+    def _export(self, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         provenance = {
             "data_sha256": ShardIndex.load(self.data).digest,
             "uncertain_policy": self.config.data.uncertain,
@@ -303,7 +303,7 @@ class _Run:
             folder = Path(parent) / "model"
             metrics = {"validation": self.validation}
             manifest = save_model_folder(
-                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, extras=self.extras or None
+                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, state, self.extras or None
             )
             upload_folder(folder, self.storage, "model")
         return manifest
@@ -323,15 +323,14 @@ class _Run:
 
     def _new_model(self) -> SSACL:
         torch.manual_seed(self.config.run.seed)
-        return SSACL.from_config(self.config, self.tokenizers).to(self.device)
+        with construction(self.config.engine):
+            return SSACL.from_config(self.config, self.tokenizers).to(self.device)
 
     def _take_over(self, engine: Engine) -> SSACL:
         """The trained weights in a model without an engine's hooks and flat buffers."""
-        state = engine.full_state()
+        state = engine.rank_state()
         engine.close()
-        model = self._new_model()
-        model.load_state_dict(state)
-        return model
+        return fill_shares(self._new_model(), state)
 
     def _loader(self, split: str, last_batch: str, training: bool | None = None) -> StreamingLoader:
         """`training` False: rows as in evaluation, without augmentation; by default those of "train" are augmented."""

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssacl.models.divided import full_size
 from ssacl.training.engine import AnyBatch, Engine
 from ssacl.training.precision import resolve_precision
 
@@ -120,8 +121,8 @@ def _executed(counts: Mapping[str, int], name: str) -> float:
 
 
 def _backward_factor(part: nn.Module) -> float:
-    trained = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
-    whole = sum(parameter.numel() for parameter in part.parameters())
+    trained = sum(full_size(parameter) for parameter in part.parameters() if parameter.requires_grad)
+    whole = sum(full_size(parameter) for parameter in part.parameters())
     return 1.0 + trained / whole if trained else 0.0
 
 
