@@ -1,20 +1,30 @@
 """Report text against reference text: BLEU, ROUGE-L and CIDEr-D by the reference scorers, without Java, and how varied the reports are.
 
-References are scored whole: nothing is truncated.
+References are scored whole: nothing is truncated. A corpus score is made of what `PairScorer` counts case by case, so that many pairs need
+little memory, and intervals need no second pass.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ssacl.errors import DataError
 
 TOKENISATION = "lower case, full stops set apart, split at white space, punctuation kept"
-SCORER = "pycocoevalcap"
+SCORER = "pycocoevalcap (ROUGE-L: its formula over a faster longest common subsequence)"
 MAX_BLEU_ORDER = 4
+ROUGE_BETA = 1.2
+_BUFFERED_NGRAMS = 1 << 20
+# pycocoevalcap's guards against a division by zero.
+_SMALL, _TINY = 1e-9, 1e-15
 # A stop between two digits is a decimal point ("3.5 cm"), not the end of a sentence.
 _FULL_STOP = re.compile(r"\.(?!(?<=\d\.)\d)")
 
@@ -22,6 +32,124 @@ _FULL_STOP = re.compile(r"\.(?!(?<=\d\.)\d)")
 def tokenise(text: str) -> list[str]:
     """Tokens as `TOKENISATION` says."""
     return _FULL_STOP.sub(" . ", text.lower()).split()
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What one pair adds to the corpus scores."""
+
+    bleu: tuple[int, ...]
+    """Tokens of the prediction and of the reference, then n-grams of the prediction by order, then those that the reference has too."""
+    rouge_l: float
+    cider_d: float
+
+
+class ReferenceFrequencies:
+    """In how many references an n-gram stands: CIDEr's document frequencies, held as hashes.
+
+    An n-gram of one reference weighs as much as one of none, so that only those of two and more are kept in the end.
+    """
+
+    def __init__(self) -> None:
+        self.num_references = 0
+        self._new = array("q")
+        self._keys, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._found: dict[int, int] | None = None
+
+    def add(self, reference: str) -> None:
+        """Count a reference (its tokens, joined by spaces)."""
+        from pycocoevalcap.cider.cider_scorer import precook
+
+        self.num_references += 1
+        self._found = None
+        self._new.extend(hash(ngram) for ngram in precook(reference))
+        if len(self._new) >= _BUFFERED_NGRAMS:
+            self._merge()
+
+    def __getitem__(self, ngram: tuple[str, ...]) -> int:
+        if self._found is None:
+            self._merge()
+            often = self._counts > 1
+            self._found = dict(zip(self._keys[often].tolist(), self._counts[often].tolist(), strict=True))
+        return self._found.get(hash(ngram), 1)
+
+    def _merge(self) -> None:
+        keys = np.concatenate([self._keys, np.frombuffer(self._new, np.int64)])
+        weights = np.concatenate([self._counts, np.ones(len(self._new), np.int64)])
+        self._keys, places = np.unique(keys, return_inverse=True)
+        self._counts = np.bincount(places, weights, minlength=len(self._keys)).astype(np.int64)
+        self._new = array("q")
+
+
+class PairScorer:
+    """Scores pairs of a corpus whose references `frequencies` has counted, all of them, before."""
+
+    def __init__(self, frequencies: ReferenceFrequencies) -> None:
+        self._frequencies = frequencies
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[TextCounts]:
+        """Counts of each pair; texts are tokens joined by spaces, no reference is empty."""
+        from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+        counts = []
+        cider = self._cider_d(predictions, references)
+        for prediction, reference, cider_d in zip(predictions, references, cider, strict=True):
+            cooked = cook_test(prediction, cook_refs([reference], n=MAX_BLEU_ORDER), n=MAX_BLEU_ORDER)
+            bleu = (cooked["testlen"], cooked["reflen"][0], *cooked["guess"], *cooked["correct"])
+            counts.append(TextCounts(bleu, rouge_l(prediction.split(), reference.split()), cider_d))
+        return counts
+
+    def _cider_d(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+        scorer = CiderScorer()
+        for prediction, reference in zip(predictions, references, strict=True):
+            scorer += (prediction, [reference])
+        scorer.document_frequency = self._frequencies
+        # The scorer takes the size of the corpus from the length of its own list, which holds a part of it here.
+        scorer.crefs = _PartOf(self._frequencies.num_references, scorer.crefs)
+        return [float(score) for score in scorer.compute_cider()]
+
+
+class _PartOf(list[Any]):
+    def __init__(self, whole: int, items: Sequence[Any]) -> None:
+        super().__init__(items)
+        self._whole = whole
+
+    def __len__(self) -> int:
+        return self._whole
+
+
+def bleu_of(counts: ArrayLike) -> NDArray[np.float64]:
+    """BLEU-1 to BLEU-4 [..., 4] of summed `TextCounts.bleu` [..., 10], with pycocoevalcap's brevity penalty."""
+    summed = np.asarray(counts, dtype=np.float64)
+    tokens, reference_tokens = summed[..., 0], summed[..., 1]
+    guessed, correct = summed[..., 2 : 2 + MAX_BLEU_ORDER], summed[..., 2 + MAX_BLEU_ORDER :]
+    precision = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=-1) ** (1 / np.arange(1, MAX_BLEU_ORDER + 1))
+    ratio = (tokens + _TINY) / (reference_tokens + _SMALL)
+    penalty: NDArray[np.float64] = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return precision * penalty[..., None]
+
+
+def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    """ROUGE-L of two lists of tokens, as pycocoevalcap weighs it."""
+    common = _longest_common_subsequence(prediction, reference)
+    if not common:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(reference)
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+
+
+def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Its length, by the bit-parallel recurrence of Hyyro (2004): one integer holds a row of the table."""
+    places: dict[str, int] = {}
+    for index, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << index
+    everything = row = (1 << len(first)) - 1
+    for token in second:
+        matched = row & places.get(token, 0)
+        row = (row + matched | row - matched) & everything
+    return len(first) - row.bit_count()
 
 
 def text_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -43,7 +171,16 @@ def text_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[s
         The lengths differ, there is no pair, or references are empty.
     """
     hypotheses, truths = _checked(predictions, references)
-    return {**_bleu(hypotheses, truths), "rouge_l": _rouge_l(hypotheses, truths), "cider_d": _cider_d(hypotheses, truths)}
+    frequencies = ReferenceFrequencies()
+    for truth in truths:
+        frequencies.add(truth)
+    counts = PairScorer(frequencies).score(hypotheses, truths)
+    bleu = bleu_of(np.sum([each.bleu for each in counts], axis=0))
+    return {
+        **{f"bleu_{order}": float(score) for order, score in enumerate(bleu, start=1)},
+        "rouge_l": float(np.mean([each.rouge_l for each in counts])),
+        "cider_d": float(np.mean([each.cider_d for each in counts])),
+    }
 
 
 def diversity(predictions: Sequence[str]) -> dict[str, Any]:
@@ -78,30 +215,3 @@ def _checked(predictions: Sequence[str], references: Sequence[str]) -> tuple[lis
     if num_empty:
         raise DataError(f"{num_empty} of {len(truths)} references are empty; leave studies without a report out.")
     return hypotheses, truths
-
-
-def _bleu(hypotheses: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    scorer = BleuScorer(n=MAX_BLEU_ORDER)
-    for hypothesis, truth in zip(hypotheses, truths, strict=True):
-        scorer += (hypothesis, [truth])
-    corpus, _ = scorer.compute_score(option="closest")
-    return {f"bleu_{order}": float(score) for order, score in enumerate(corpus, start=1)}
-
-
-def _rouge_l(hypotheses: Sequence[str], truths: Sequence[str]) -> float:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    scorer = Rouge()
-    return sum(float(scorer.calc_score([hypothesis], [truth])) for hypothesis, truth in zip(hypotheses, truths, strict=True)) / len(truths)
-
-
-def _cider_d(hypotheses: Sequence[str], truths: Sequence[str]) -> float:
-    from pycocoevalcap.cider.cider_scorer import CiderScorer
-
-    scorer = CiderScorer()
-    for hypothesis, truth in zip(hypotheses, truths, strict=True):
-        scorer += (hypothesis, [truth])
-    corpus, _ = scorer.compute_score()
-    return float(corpus)
