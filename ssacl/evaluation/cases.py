@@ -66,13 +66,14 @@ class Case:
 
 def score_cases(pairs: Sequence[ReportPair], scorer: PairScorer, chexbert: CheXbert | None = None) -> list[Case]:
     """The cases of a few pairs, in their order."""
-    predictions, references = ([" ".join(tokenise(text)) for text in texts] for texts in _columns(pairs))
-    counts = scorer.score(predictions, references)
     read: list[tuple[Sequence[int], Sequence[int]]] = [((), ())] * len(pairs)
     if chexbert is not None:
-        read = list(zip(*(chexbert.status(texts).tolist() for texts in _columns(pairs)), strict=True))
+        texts = [pair.prediction for pair in pairs], [pair.reference for pair in pairs]
+        read = list(zip(*(chexbert.status(each).tolist() for each in texts), strict=True))
     cases = []
-    for pair, count, tokens, (chexbert_stated, chexbert_real) in zip(pairs, counts, predictions, read, strict=True):
+    for pair, (chexbert_stated, chexbert_real) in zip(pairs, read, strict=True):
+        tokens = tokenise(pair.prediction)
+        count = scorer.score(tokens, tokenise(pair.reference))
         stated, real = label_report(pair.prediction), label_report(pair.reference)
         compared, wrong = side_errors(stated.mentions, real.mentions)
         cases.append(
@@ -185,7 +186,3 @@ def _identity(pair: ReportPair) -> tuple[str, str, str]:
 
 def _name(chexbert: CheXbert | None) -> str:
     return "" if chexbert is None else chexbert.name
-
-
-def _columns(pairs: Sequence[ReportPair]) -> tuple[list[str], list[str]]:
-    return [pair.prediction for pair in pairs], [pair.reference for pair in pairs]

@@ -17,7 +17,7 @@ from ssacl.data.labeler import Uncertain
 from ssacl.errors import DataError
 from ssacl.evaluation.cases import Case
 from ssacl.evaluation.clinical import GROUPS, ClinicalScores, clinical_counts, scores_of_counts
-from ssacl.evaluation.text import MAX_BLEU_ORDER, bleu_of
+from ssacl.evaluation.text import MAX_ORDER, bleu_of
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
@@ -44,7 +44,7 @@ class Statistics:
         get = {name: sums[..., place] for name, place in self.places.items()}
         one = {name: columns[..., 0] for name, columns in get.items()}
         num_cases, bleu = one["cases"], bleu_of(get["bleu"])
-        found = {f"bleu_{order + 1}": bleu[..., order] for order in range(MAX_BLEU_ORDER)}
+        found = {f"bleu_{order + 1}": bleu[..., order] for order in range(MAX_ORDER)}
         found |= {name: one[name] / num_cases for name in ("rouge_l", "cider_d")}
         for labeler in _LABELERS:
             if f"{labeler}_counts" in get:

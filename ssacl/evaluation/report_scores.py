@@ -50,7 +50,7 @@ def score_pairs(
     """
     frequencies = ReferenceFrequencies()
     for pair in pairs.read():
-        frequencies.add(" ".join(tokenise(pair.reference)))
+        frequencies.add(tokenise(pair.reference))
     scorer, stream, cases = PairScorer(frequencies), pairs.read(), list[Case]()
     number = 0
     while part := list(islice(stream, PART_SIZE)):

@@ -49,8 +49,12 @@ def make_card(evaluation: SplitEvaluation, reports: Mapping[str, Any] | None = N
 def make_pairs_card(identity: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:
     """The card of a file of pairs; `identity` names data, policies and seed, `reports` is of `report_figures`."""
     card = _card({**identity, "task": "reports", "checkpoint": None, "sections": PAIRS_NOT_STATED}, {}, {}, reports)
-    rows = [{"figure": name, "model": card["metrics"][name], "baseline": None, "baseline_name": None} for name in MAIN_FIGURES]
-    return card | {"rows": [row for row in rows if row["figure"] in card["metrics"]]}
+    rows = [
+        {"figure": name, "model": card["metrics"][name], "baseline": None, "baseline_name": None}
+        for name in MAIN_FIGURES
+        if name in card["metrics"]
+    ]
+    return card | {"rows": rows}
 
 
 def _card(identity: dict[str, Any], metrics: dict[str, Any], details: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:

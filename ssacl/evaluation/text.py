@@ -1,11 +1,13 @@
-"""Report text against reference text: BLEU, ROUGE-L and CIDEr-D by the reference scorers, without Java, and how varied the reports are.
+"""Report text against reference text: BLEU, ROUGE-L and CIDEr-D as pycocoevalcap defines them, without Java, and how varied reports are.
 
 References are scored whole: nothing is truncated. A corpus score is made of what `PairScorer` counts case by case, so that many pairs need
-little memory, and intervals need no second pass.
+little memory and intervals no second pass. The reference scorers hold every n-gram of a corpus and take five times as long; tests
+hold ours to theirs.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections import Counter
@@ -19,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from ssacl.errors import DataError
 
 TOKENISATION = "lower case, full stops set apart, split at white space, punctuation kept"
-SCORER = "pycocoevalcap (ROUGE-L: its formula over a faster longest common subsequence)"
-MAX_BLEU_ORDER = 4
+SCORER = "as pycocoevalcap 1.2: BLEU with the closest length, ROUGE-L with beta 1.2, CIDEr-D with sigma 6"
+MAX_ORDER = 4
+CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 _BUFFERED_NGRAMS = 1 << 20
 # pycocoevalcap's guards against a division by zero.
@@ -51,81 +54,74 @@ class ReferenceFrequencies:
     """
 
     def __init__(self) -> None:
-        self.num_references = 0
+        self._num_references = 0
         self._new = array("q")
         self._keys, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._found: dict[int, int] | None = None
 
-    def add(self, reference: str) -> None:
-        """Count a reference (its tokens, joined by spaces)."""
-        from pycocoevalcap.cider.cider_scorer import precook
-
-        self.num_references += 1
-        self._found = None
-        self._new.extend(hash(ngram) for ngram in precook(reference))
+    def add(self, reference: Sequence[str]) -> None:
+        """Count the tokens of a reference."""
+        self._num_references += 1
+        self._new.extend(hash(ngram) for counts in _ngrams(reference) for ngram in counts)
         if len(self._new) >= _BUFFERED_NGRAMS:
             self._merge()
 
-    def __getitem__(self, ngram: tuple[str, ...]) -> int:
-        if self._found is None:
-            self._merge()
-            often = self._counts > 1
-            self._found = dict(zip(self._keys[often].tolist(), self._counts[often].tolist(), strict=True))
-        return self._found.get(hash(ngram), 1)
+    def weights(self) -> tuple[dict[int, float], float]:
+        """Inverse frequencies (their logarithm) by the hash of the n-gram, and that of all the others."""
+        self._merge()
+        often = self._counts > 1
+        highest = math.log(max(self._num_references, 1))
+        logs = highest - np.log(self._counts[often])
+        return dict(zip(self._keys[often].tolist(), logs.tolist(), strict=True)), highest
 
     def _merge(self) -> None:
         keys = np.concatenate([self._keys, np.frombuffer(self._new, np.int64)])
-        weights = np.concatenate([self._counts, np.ones(len(self._new), np.int64)])
+        times = np.concatenate([self._counts, np.ones(len(self._new), np.int64)])
         self._keys, places = np.unique(keys, return_inverse=True)
-        self._counts = np.bincount(places, weights, minlength=len(self._keys)).astype(np.int64)
+        self._counts = np.bincount(places, times, minlength=len(self._keys)).astype(np.int64)
         self._new = array("q")
 
 
 class PairScorer:
-    """Scores pairs of a corpus whose references `frequencies` has counted, all of them, before."""
+    """Scores pairs of a corpus, all of whose references `frequencies` has counted before."""
 
     def __init__(self, frequencies: ReferenceFrequencies) -> None:
-        self._frequencies = frequencies
+        self._weights, self._highest = frequencies.weights()
 
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> list[TextCounts]:
-        """Counts of each pair; texts are tokens joined by spaces, no reference is empty."""
-        from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+    def score(self, prediction: Sequence[str], reference: Sequence[str]) -> TextCounts:
+        """Counts of a pair of token lists; the reference is not empty."""
+        stated, real = _ngrams(prediction), _ngrams(reference)
+        guessed = tuple(max(0, len(prediction) - order) for order in range(MAX_ORDER))
+        correct = tuple(sum((ours & theirs).values()) for ours, theirs in zip(stated, real, strict=True))
+        bleu = (len(prediction), len(reference), *guessed, *correct)
+        return TextCounts(bleu, rouge_l(prediction, reference), self._cider_d(stated, real))
 
-        counts = []
-        cider = self._cider_d(predictions, references)
-        for prediction, reference, cider_d in zip(predictions, references, cider, strict=True):
-            cooked = cook_test(prediction, cook_refs([reference], n=MAX_BLEU_ORDER), n=MAX_BLEU_ORDER)
-            bleu = (cooked["testlen"], cooked["reflen"][0], *cooked["guess"], *cooked["correct"])
-            counts.append(TextCounts(bleu, rouge_l(prediction.split(), reference.split()), cider_d))
-        return counts
+    def _cider_d(self, stated: Sequence[Counter[tuple[str, ...]]], real: Sequence[Counter[tuple[str, ...]]]) -> float:
+        total = 0.0
+        for ours, theirs in zip(stated, real, strict=True):
+            first, second = self._weighed(ours), self._weighed(theirs)
+            overlap = sum(min(weight, second[ngram]) * second[ngram] for ngram, weight in first.items() if ngram in second)
+            norms = math.sqrt(sum(each * each for each in first.values()) * sum(each * each for each in second.values()))
+            total += overlap / norms if norms else 0.0
+        # The reference takes the number of word pairs for the length of a text.
+        longer = stated[1].total() - real[1].total()
+        return 10 * total / MAX_ORDER * math.exp(-(longer**2) / (2 * CIDER_SIGMA**2))
 
-    def _cider_d(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-        from pycocoevalcap.cider.cider_scorer import CiderScorer
-
-        scorer = CiderScorer()
-        for prediction, reference in zip(predictions, references, strict=True):
-            scorer += (prediction, [reference])
-        scorer.document_frequency = self._frequencies
-        # The scorer takes the size of the corpus from the length of its own list, which holds a part of it here.
-        scorer.crefs = _PartOf(self._frequencies.num_references, scorer.crefs)
-        return [float(score) for score in scorer.compute_cider()]
+    def _weighed(self, counts: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+        weights, highest = self._weights, self._highest
+        return {ngram: count * weights.get(hash(ngram), highest) for ngram, count in counts.items()}
 
 
-class _PartOf(list[Any]):
-    def __init__(self, whole: int, items: Sequence[Any]) -> None:
-        super().__init__(items)
-        self._whole = whole
-
-    def __len__(self) -> int:
-        return self._whole
+def _ngrams(tokens: Sequence[str]) -> list[Counter[tuple[str, ...]]]:
+    """How often each n-gram stands in a text, by order."""
+    return [Counter(zip(*(tokens[start:] for start in range(order)), strict=False)) for order in range(1, MAX_ORDER + 1)]
 
 
 def bleu_of(counts: ArrayLike) -> NDArray[np.float64]:
     """BLEU-1 to BLEU-4 [..., 4] of summed `TextCounts.bleu` [..., 10], with pycocoevalcap's brevity penalty."""
     summed = np.asarray(counts, dtype=np.float64)
     tokens, reference_tokens = summed[..., 0], summed[..., 1]
-    guessed, correct = summed[..., 2 : 2 + MAX_BLEU_ORDER], summed[..., 2 + MAX_BLEU_ORDER :]
-    precision = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=-1) ** (1 / np.arange(1, MAX_BLEU_ORDER + 1))
+    guessed, correct = summed[..., 2 : 2 + MAX_ORDER], summed[..., 2 + MAX_ORDER :]
+    precision = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=-1) ** (1 / np.arange(1, MAX_ORDER + 1))
     ratio = (tokens + _TINY) / (reference_tokens + _SMALL)
     penalty: NDArray[np.float64] = np.exp(np.minimum(0.0, 1 - 1 / ratio))
     return precision * penalty[..., None]
@@ -174,7 +170,8 @@ def text_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     frequencies = ReferenceFrequencies()
     for truth in truths:
         frequencies.add(truth)
-    counts = PairScorer(frequencies).score(hypotheses, truths)
+    scorer = PairScorer(frequencies)
+    counts = [scorer.score(hypothesis, truth) for hypothesis, truth in zip(hypotheses, truths, strict=True)]
     bleu = bleu_of(np.sum([each.bleu for each in counts], axis=0))
     return {
         **{f"bleu_{order}": float(score) for order, score in enumerate(bleu, start=1)},
@@ -204,14 +201,13 @@ def diversity(predictions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _checked(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:
+def _checked(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     if len(predictions) != len(references):
         raise DataError(f"{len(predictions)} predictions and {len(references)} references; each prediction needs its own reference.")
     if not predictions:
         raise DataError("There is no report pair to score; check the split and the limit.")
-    # The scorers split at white space themselves.
-    hypotheses, truths = ([" ".join(tokenise(text)) for text in texts] for texts in (predictions, references))
-    num_empty = sum(not text for text in truths)
+    hypotheses, truths = ([tokenise(text) for text in texts] for texts in (predictions, references))
+    num_empty = sum(not tokens for tokens in truths)
     if num_empty:
         raise DataError(f"{num_empty} of {len(truths)} references are empty; leave studies without a report out.")
     return hypotheses, truths
