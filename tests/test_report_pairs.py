@@ -17,6 +17,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from sklearn.metrics import precision_recall_fscore_support
 
+from ssacl.cli import main
 from ssacl.data.labeler import label_report
 from ssacl.errors import DataError
 from ssacl.evaluation import cases as cases_module
@@ -256,3 +257,30 @@ def test_evaluations_that_cannot_be_compared(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "two" / "cases")
     with pytest.raises(DataError, match="holds no cases"):
         compare(tmp_path / "one", tmp_path / "two", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "Give either --pairs FILE, or --checkpoint URL"),
+        ("--pairs p.jsonl --checkpoint c --data d", "one of the two, not both"),
+        ("--checkpoint c", "add --data URL"),
+        ("--pairs p.jsonl --truth t --limit 3", "--truth, --limit goes with --checkpoint"),
+        ("--checkpoint c --data d --uncertain absent", "goes with --pairs"),
+        ("--pairs p.jsonl", "cannot be read"),
+    ],
+)
+def test_the_command_takes_exactly_one_form(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "reports", *arguments.split(), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_scores_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        pairs = write_pairs(tmp_path / f"{name}.jsonl", some_pairs(12, seed))
+        assert main(["evaluate", "reports", "--pairs", str(pairs), "--out", str(tmp_path / name)]) == 0
+    assert "clinical_f1_micro_14" in capsys.readouterr().out
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "ab")]) == 0
+    assert "B - A" in capsys.readouterr().out
+    assert main(["evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "none"), "--out", str(tmp_path / "ab")]) == 1

@@ -111,7 +111,7 @@ def paired_figures(ours: Sequence[Case], theirs: Sequence[Case], uncertain: Any,
 def print_comparison(tree: Mapping[str, Any], figures: Sequence[str], console: Console | None = None) -> None:
     """A table of the main `figures` for people."""
     shown = Table(title=f"{tree['num_cases']} cases; A: {tree['a']['name']}; B: {tree['b']['name']}")
-    shown.add_column("figure")
+    shown.add_column("figure", no_wrap=True)
     for name in ("A", "B", "B - A", "95 % interval", "p", "better"):
         shown.add_column(name, justify="right")
     for name in figures:

@@ -18,6 +18,7 @@ from rich.table import Table
 import ssacl
 from ssacl.errors import DataError, StorageError
 from ssacl.evaluation.clinical import GROUPS
+from ssacl.evaluation.roc import mean_area
 from ssacl.evaluation.study_set import SplitEvaluation
 from ssacl.evaluation.text import SCORER, TOKENISATION
 from ssacl.inference.files import write_whole
@@ -85,6 +86,8 @@ def summary_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     for group in GROUPS:
         for mean in ("micro", "macro"):
             rows.append(_row(f"findings_f1_{mean}_{group}", "head", {name: each[f"f1_{mean}_{group}"] for name, each in findings.items()}))
+    if areas := metrics.get("findings_auc"):
+        rows += [_row(f"findings_auc_{group}", "head", {"head": mean_area(areas, group), "constant": 0.5}) for group in GROUPS]
     if reports := metrics.get("reports"):
         against = reports["findings_against"]
         for name, what in (("clinical", "reference_reports"), ("true_findings", "truth"), ("chexbert", "reference_reports_by_chexbert")):

@@ -28,6 +28,7 @@ from ssacl.evaluation.clinical import LABELER, Positives, clinical_f1, head_f1, 
 from ssacl.evaluation.drafts import DraftFolder
 from ssacl.evaluation.grounding import scores_with_baselines
 from ssacl.evaluation.predictions import MAPS_ONLY, Predictions, Runner, SplitPredictor, Work, sample_digest, sample_status
+from ssacl.evaluation.roc import finding_areas
 from ssacl.evaluation.text import diversity, text_scores
 from ssacl.evaluation.truth import load_truth, true_masks, true_status
 from ssacl.inference.generator import GenerationOptions
@@ -53,7 +54,7 @@ class SplitEvaluation:
     identity: dict[str, Any]
     """Data, split, checkpoint, policies and settings."""
     metrics: dict[str, Any]
-    """`findings`, `reports`, `effusion` and, with truth, `maps`: a system's scores by its name, baselines among them."""
+    """`findings`, `findings_auc`, `reports`, `effusion` and, with truth, `maps`: a system's scores by its name, baselines among them."""
     predictions: Predictions = field(repr=False)
     folder: EvaluationFolder | None = field(default=None, repr=False)
 
@@ -194,6 +195,7 @@ def _findings(
     present = positives(status, uncertain)[0][:, _EFFUSION]
     return {
         "findings": {name: scores.to_json() for name, scores in {"head": head, **priors}.items()},
+        "findings_auc": finding_areas(probabilities, status, uncertain),
         "effusion": {"head": _by_presence(probabilities[:, _EFFUSION], present)},
     }
 
