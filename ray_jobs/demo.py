@@ -54,8 +54,9 @@ def run_demo(out: Path, num_studies: int, seed: int, port: int, overrides: list[
     SSACLError
         Whatever a part names; nothing is left running.
     """
-    work = out / "work"
-    shutil.rmtree(work, ignore_errors=True)
+    work, scores = out / "work", out / "scores"
+    for old in (work, scores):
+        shutil.rmtree(old, ignore_errors=True)
     work.mkdir(parents=True)
     timings = Timings()
     with ExitStack() as stack:
@@ -80,7 +81,7 @@ def run_demo(out: Path, num_studies: int, seed: int, port: int, overrides: list[
 
             truth = studies.with_name(studies.name + "_truth")
             metrics = run_evaluation(
-                trained.model_url, data_url, split="test", truth_folder=truth, out_folder=out, num_workers=2, progress=True
+                trained.model_url, data_url, split="test", truth_folder=truth, out_folder=scores, num_workers=2, progress=True
             )
         with timings.part("serve: endpoint up, a test DICOM posted"):
             _serve_one(trained.model_url, _film_with_findings(studies), out, port)

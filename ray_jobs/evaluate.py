@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.errors import CheckpointError, SSACLError
-from ssacl.evaluation.predictions import Predictions, SplitPredictor, Work
-from ssacl.evaluation.scorecard import make_card, print_card, write_card
+from ssacl.evaluation.pairs_evaluation import write_up
+from ssacl.evaluation.predictions import Predictions, Runner, SplitPredictor, Work
+from ssacl.evaluation.scorecard import print_card
 from ssacl.evaluation.study_set import evaluate_split, num_cases_to_answer
 from ssacl.inference.generator import GenerationOptions
 from ssacl.progress import ProgressBar
@@ -44,6 +47,13 @@ class ActorRunner:
         while (part := _named(lambda: next(results, None))) is not None:
             yield part
 
+    def sheets(self, work: Work) -> list[bytes]:
+        """See `Runner`."""
+        import ray
+
+        drawn: list[bytes] = _named(lambda: ray.get(self._actors[0].sheets.remote(work)))
+        return drawn
+
     def stop(self) -> None:
         """End the actors."""
         import ray
@@ -64,17 +74,22 @@ def run_evaluation(
     progress: bool = False,
     options: GenerationOptions | None = None,
     chexbert_folder: str | Path | None = None,
+    meteor: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate, write `out_folder/scorecard.json`, print the table; returns the card.
+    """Evaluate, write the score card and what it rests on to `out_folder`, print the table; returns the card.
+
+    Run again with the same `out_folder`, it makes only the drafts that are missing.
 
     Parameters
     ----------
+    out_folder
+        See `ssacl.evaluation.pairs_evaluation.write_up` for its files; none: nothing is kept.
     num_workers
         More than 1: that many Ray actors.
     progress
         Show a bar while the checkpoint answers, and the table at the end.
-    chexbert_folder
-        See `evaluate_split`.
+    chexbert_folder, meteor
+        See `ssacl.evaluation.pairs_evaluation.evaluate_pairs`.
 
     Raises
     ------
@@ -83,21 +98,26 @@ def run_evaluation(
     """
     checkpoint, data = _anywhere(checkpoint_url), _anywhere(data_url)
     total = num_cases_to_answer(data, split, limit, with_truth=truth_folder is not None)
-    settings = {"options": options, "chexbert_folder": chexbert_folder}
-    with ProgressBar("evaluate", total=total, unit="cases") as bar:
-        advance = bar.advance if progress else None
+    with ExitStack() as stack:
+        out = out_folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="ssacl-evaluation-"))
+        bar = stack.enter_context(ProgressBar("evaluate", total=total, unit="cases"))
+        runner: Runner
         if num_workers <= 1:
-            evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, **settings)
+            runner = SplitPredictor(checkpoint, data)
         else:
-            with ray_session(num_cpus=num_workers):
-                runner = ActorRunner(checkpoint, data, num_workers)
-                try:
-                    evaluation = evaluate_split(checkpoint, data, split, truth_folder, limit, advance, **settings, runner=runner)
-                finally:
-                    runner.stop()
-    card = make_card(evaluation)
+            stack.enter_context(ray_session(num_cpus=num_workers))
+            runner = actors = ActorRunner(checkpoint, data, num_workers)
+            stack.callback(actors.stop)
+        evaluation = evaluate_split(
+            *(checkpoint, data, split, truth_folder, limit, bar.advance if progress else None),
+            options=options,
+            runner=runner,
+            chexbert_folder=chexbert_folder,
+            out_folder=out,
+        )
+        card = write_up(evaluation, data, runner, chexbert_folder=chexbert_folder, meteor=meteor)
     if out_folder is not None:
-        logger.info("score card: %s", write_card(card, out_folder))
+        logger.info("score card: %s", Path(out_folder) / "scorecard.html")
     if progress:
         print_card(card)
     return card

@@ -8,12 +8,13 @@ import warnings
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from ssacl.anatomy import FINDING_INDEX, FINDINGS, FindingStatus
 from ssacl.errors import ConfigError, DataError
 from ssacl.evaluation.baselines import baseline_reports, prior_findings, prior_scores
 from ssacl.evaluation.clinical import CHEXPERT_FIVE, GROUPS, clinical_f1, head_f1, positives, report_f1, report_status
+from ssacl.evaluation.roc import finding_areas, mean_area, roc_auc
 
 ABSENT, PRESENT, UNCERTAIN, UNMENTIONED = (int(each) for each in FindingStatus)
 EFFUSION, HEART = FINDING_INDEX["Pleural Effusion"], FINDING_INDEX["Cardiomegaly"]
@@ -72,6 +73,21 @@ def test_policy_on_uncertain_findings_changes_the_score_and_is_stored() -> None:
     assert by_policy["ignore"].to_json()["uncertain"] == "ignore"
     with pytest.raises(ConfigError, match="'maybe'"):
         positives(real, "maybe")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_areas_equal_scikit_learn(random_case: tuple[NDArray[np.bool_], NDArray[np.int64]], decimals: int) -> None:
+    probabilities = np.random.default_rng(1).random((60, 14)).round(decimals)
+    for policy in ("present", "ignore"):
+        truth, counted = positives(random_case[1], policy)  # type: ignore[arg-type]
+        areas = finding_areas(probabilities, random_case[1], policy)  # type: ignore[arg-type]
+        for column, name in enumerate(FINDINGS):
+            kept = counted[:, column]
+            assert areas[name] == pytest.approx(roc_auc_score(truth[kept, column], probabilities[kept, column]), abs=1e-6)
+    assert mean_area(areas, "5") == pytest.approx(np.mean([areas[name] for name in CHEXPERT_FIVE]))
+    assert roc_auc([0.1, 0.9], [True, True]) is None
+    with pytest.raises(DataError, match="finite"):
+        roc_auc([np.nan, 0.9], [True, False])
 
 
 def test_json_is_plain_and_flat() -> None:

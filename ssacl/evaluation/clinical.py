@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,12 +132,26 @@ def clinical_f1(predicted: Positives, status: ArrayLike, uncertain: Uncertain, c
         raise DataError("There is no case to score; check the split and the limit.")
     if counted is not None:
         kept = kept & counted
-    hit, stated, real = predicted & truth & kept, predicted & kept, truth & kept
+    return scores_of_counts(predicted & truth & kept, predicted & kept, truth & kept, uncertain)
+
+
+def clinical_counts(stated: ArrayLike, real: ArrayLike, uncertain: Uncertain) -> tuple[Positives, Positives, Positives]:
+    """Hits, stated and real findings [n, F] of statuses [n, F] on both sides; under "ignore", what either doubts is left out.
+
+    See `positives` for the errors.
+    """
+    (predicted, predicted_kept), (truth, truth_kept) = positives(stated, uncertain), positives(real, uncertain)
+    kept = predicted_kept & truth_kept
+    return predicted & truth & kept, predicted & kept, truth & kept
+
+
+def scores_of_counts(hit: Positives, stated: Positives, real: Positives, uncertain: Uncertain) -> ClinicalScores:
+    """Scores of `clinical_counts`; there is at least one case."""
     columns = {group: [FINDING_INDEX[name] for name in names] for group, names in GROUPS.items()}
     per_finding = [_score(hit[:, index], stated[:, index], real[:, index]) for index in range(len(FINDINGS))]
     return ClinicalScores(
         uncertain=uncertain,
-        num_cases=len(truth),
+        num_cases=len(real),
         micro={group: _score(hit[:, index], stated[:, index], real[:, index]) for group, index in columns.items()},
         macro={group: _mean([per_finding[column] for column in index]) for group, index in columns.items()},
         example={
@@ -161,6 +176,15 @@ def head_f1(probabilities: ArrayLike, thresholds: Mapping[str, float], status: A
     if array.ndim != 2 or array.shape[1] != len(FINDINGS) or not ((array >= 0) & (array <= 1)).all():
         raise DataError(f"Probabilities of shape {array.shape} came; expected [cases, {len(FINDINGS)}] with values in 0..1.")
     return clinical_f1(array >= np.array([thresholds.get(name, 0.5) for name in FINDINGS]), status, uncertain)
+
+
+def load_chexbert(folder: str | Path | None) -> CheXbert | None:
+    """The CheXbert of a folder, or None; see `CheXbert.load` for the errors."""
+    if folder is None:
+        return None
+    from ssacl.data.chexbert import CheXbert
+
+    return CheXbert.load(folder)
 
 
 def report_status(reports: Sequence[str], chexbert: CheXbert | None = None) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from ssacl.data.records import Sample
 from ssacl.data.reports import training_text
 from ssacl.data.shards import SampleEntry, read_sample
 from ssacl.data.storage import open_storage
+from ssacl.inference.evidence import evidence_sheet_png
 from ssacl.inference.generator import GenerationOptions, ReportGenerator
 from ssacl.training.checkpoint import open_model
 
@@ -32,6 +33,8 @@ class Work:
 
     entries: tuple[SampleEntry, ...]
     options: GenerationOptions
+    with_maps: bool = True
+    """Maps take a hundred times the room of the rest, and only truth has a use for them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Predictions:
     probabilities: NDArray[np.float64] = field(repr=False)
     """[n, F] of the findings head."""
     maps: NDArray[np.float32] = field(repr=False)
-    """[n, G, g, g] smoothed, each sums to 1, over the model's square."""
+    """[n, G, g, g] smoothed, each sums to 1, over the model's square; g is 0 where none were asked for."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,6 +89,9 @@ class Runner(Protocol):
     def run(self, work: Sequence[Work]) -> Iterator[Predictions]:
         """One `Predictions` per piece of work, in any order."""
 
+    def sheets(self, work: Work) -> list[bytes]:
+        """Evidence sheets of a few cases: see `SplitPredictor.sheets`."""
+
 
 class SplitPredictor:
     """Runs a checkpoint on samples of a data set, in this process or as an actor.
@@ -119,6 +125,7 @@ class SplitPredictor:
                 "code_version": manifest.get("code_version", ""),
                 "provenance": manifest.get("provenance", {}),
             },
+            "config": self._loaded.config.model_dump(mode="json", exclude={"data": {"url"}, "run": {"storage_url"}}),
             "sections": self._sections,
             "uncertain": self._loaded.config.data.uncertain,
             "thresholds": dict(self._loaded.thresholds),
@@ -128,6 +135,12 @@ class SplitPredictor:
         """See `Runner`."""
         for each in work:
             yield self.predict(each)
+
+    def sheets(self, work: Work) -> list[bytes]:
+        """Evidence sheets (PNG) of one piece of work, in its order; see `predict` for the errors."""
+        pictures = [read_picture(read_sample(self._storage, entry).image) for entry in work.entries]
+        drafts = self._generator.generate(pictures, work.options)
+        return [evidence_sheet_png(picture.pixels, draft) for picture, draft in zip(pictures, drafts, strict=True)]
 
     def predict(self, work: Work) -> Predictions:
         """Answers for one piece of work, in its order.
@@ -149,7 +162,7 @@ class SplitPredictor:
             status=np.array([sample_status(sample) for sample in samples], dtype=np.int64),
             labelled=np.array([bool(sample.labels) for sample in samples]),
             probabilities=np.array([[finding.probability for finding in draft.findings] for draft in drafts]),
-            maps=np.stack([draft.anatomy_maps for draft in drafts]),
+            maps=np.stack([draft.anatomy_maps if work.with_maps else draft.anatomy_maps[:, :0, :0] for draft in drafts]),
         )
 
 

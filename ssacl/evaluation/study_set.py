@@ -23,9 +23,12 @@ from ssacl.data.shards import SampleEntry, ShardIndex, read_sample
 from ssacl.data.storage import Storage, open_storage
 from ssacl.errors import DataError
 from ssacl.evaluation.baselines import baseline_reports, prior_scores
-from ssacl.evaluation.clinical import LABELER, clinical_f1, head_f1, positives, report_status
+from ssacl.evaluation.cases import EvaluationFolder
+from ssacl.evaluation.clinical import LABELER, Positives, clinical_f1, head_f1, load_chexbert, positives, report_status
+from ssacl.evaluation.drafts import DraftFolder
 from ssacl.evaluation.grounding import scores_with_baselines
 from ssacl.evaluation.predictions import MAPS_ONLY, Predictions, Runner, SplitPredictor, Work, sample_digest, sample_status
+from ssacl.evaluation.roc import finding_areas
 from ssacl.evaluation.text import diversity, text_scores
 from ssacl.evaluation.truth import load_truth, true_masks, true_status
 from ssacl.inference.generator import GenerationOptions
@@ -51,8 +54,9 @@ class SplitEvaluation:
     identity: dict[str, Any]
     """Data, split, checkpoint, policies and settings."""
     metrics: dict[str, Any]
-    """`findings`, `reports`, `effusion` and, with truth, `maps`: a system's scores by its name, baselines among them."""
+    """`findings`, `findings_auc`, `reports`, `effusion` and, with truth, `maps`: a system's scores by its name, baselines among them."""
     predictions: Predictions = field(repr=False)
+    folder: EvaluationFolder | None = field(default=None, repr=False)
 
 
 def evaluate_split(
@@ -67,6 +71,7 @@ def evaluate_split(
     runner: Runner | None = None,
     seed: int = 0,
     chexbert_folder: str | Path | None = None,
+    out_folder: str | Path | None = None,
 ) -> SplitEvaluation:
     """Run a checkpoint over a split and score it.
 
@@ -90,22 +95,21 @@ def evaluate_split(
     seed
         Of the random baselines.
     chexbert_folder
-        Reads the findings of reports by the CheXbert in this folder instead of our labeler; labels of samples stay ours.
+        Reads the findings of reports by the CheXbert in this folder too, beside our labeler; labels of samples stay ours.
+    out_folder
+        Keeps the drafts here and makes only those that are missing; nowhere if none.
 
     Raises
     ------
     SplitError
         `split` is not val or test of the data set.
     DataError
-        A split is empty, a sample is damaged, there is nothing to score against, or the truth belongs to other films.
+        A split is empty, a sample is damaged, there is nothing to score against, the truth belongs to other films, or `out_folder` holds
+        another evaluation.
     CheckpointError, GenerationError, StorageError
         The model (or CheXbert) cannot be loaded or cannot write, or storage fails.
     """
-    chexbert = None
-    if chexbert_folder is not None:
-        from ssacl.data.chexbert import CheXbert
-
-        chexbert = CheXbert.load(chexbert_folder)
+    chexbert = load_chexbert(chexbert_folder)
     storage = open_storage(str(data_url))
     entries, validation_entries = _entries(storage, split, limit, with_truth=truth_folder is not None)
     truth = None if truth_folder is None else load_truth(truth_folder)
@@ -113,9 +117,16 @@ def evaluate_split(
     described = runner.describe()
     uncertain: Uncertain = described["uncertain"]
     options = (options or GenerationOptions()).model_copy(update={"max_batch_size": CHUNK})
-    work = [*_chunks(entries, options), *_chunks(validation_entries, options.model_copy(update=MAPS_ONLY))]
+    work = _chunks(entries, options, truth is not None) + _chunks(validation_entries, options.model_copy(update=MAPS_ONLY), True)
+    data_sha256 = ShardIndex.load(storage).digest
+    data = {"sha256": data_sha256, "split": split, "num_cases": len(entries), "limit": limit}
+    answers, folder = runner.run(work), None
+    if out_folder is not None:
+        depends = {"data": data, "checkpoint": described["checkpoint"], "generation": options.model_dump(), "maps": truth is not None}
+        folder = EvaluationFolder(out_folder, depends)
+        answers = DraftFolder(folder.path).run(runner, work)
     parts = []
-    for part in runner.run(work):
+    for part in answers:
         parts.append(part)
         if progress is not None:
             progress(len(part))
@@ -128,17 +139,17 @@ def evaluate_split(
     metrics |= _reports(storage, cases, truth, uncertain, described["sections"], seed, chexbert)
     if truth is not None and validation is not None:
         metrics["maps"] = _maps(cases, validation, truth, seed)
-    index = ShardIndex.load(storage)
     identity = described | {
-        "data": {"sha256": index.digest, "split": split, "num_cases": len(cases), "limit": limit},
+        "data": data,
         "num_without_report": sum(not text for text in cases.references),
         "num_without_labels": int((~cases.labelled).sum()),
         "findings_against": "labels" if truth is None else "truth",
-        "labeler": LABELER if chexbert is None else chexbert.name,
+        "labeler": LABELER,
+        "chexbert": None if chexbert is None else chexbert.name,
         "generation": options.model_dump(),
         "seed": seed,
     }
-    return SplitEvaluation(identity, metrics, cases)
+    return SplitEvaluation(identity, metrics, cases, folder)
 
 
 def num_cases_to_answer(data_url: str | Path, split: str, limit: int | None, with_truth: bool) -> int:
@@ -184,6 +195,7 @@ def _findings(
     present = positives(status, uncertain)[0][:, _EFFUSION]
     return {
         "findings": {name: scores.to_json() for name, scores in {"head": head, **priors}.items()},
+        "findings_auc": finding_areas(probabilities, status, uncertain),
         "effusion": {"head": _by_presence(probabilities[:, _EFFUSION], present)},
     }
 
@@ -205,24 +217,30 @@ def _reports(
     training = _read(storage, _spread(open_split(storage, "train", purpose="evaluation"), MAX_TRAINING_REPORTS))
     systems = {"model": [cases.reports[index] for index in kept]}
     systems |= baseline_reports([training_text(sample, sections) for sample in training], len(kept), seed)
-    read = {name: report_status(texts, chexbert) for name, texts in systems.items()}
+    read = {name: report_status(texts) for name, texts in systems.items()}
     stated = {name: positives(status, uncertain) for name, status in read.items()}
-    against = {"reference_reports": report_status(references, chexbert)} | (
-        {} if truth is None else {"truth": true_status(truth, cases.digests)[kept]}
-    )
-    effusion_true = positives(against.get("truth", against["reference_reports"]), uncertain)[0][:, _EFFUSION]
+    truths = {"reference_reports": report_status(references)}
+    if truth is not None:
+        truths["truth"] = true_status(truth, cases.digests)[kept]
+    against = {what: _against(stated, status, uncertain) for what, status in truths.items()}
+    if chexbert is not None:
+        by_chexbert = {name: positives(report_status(texts, chexbert), uncertain) for name, texts in systems.items()}
+        read_too = truths | {"reference_reports": report_status(references, chexbert)}
+        against |= {f"{what}_by_chexbert": _against(by_chexbert, status, uncertain) for what, status in read_too.items()}
+    effusion_true = positives(truths.get("truth", truths["reference_reports"]), uncertain)[0][:, _EFFUSION]
     return {
         "reports": {
             "text": {name: text_scores(texts, references) for name, texts in systems.items()},
-            "findings_against": {
-                what: {name: clinical_f1(positive, status, uncertain, counted).to_json() for name, (positive, counted) in stated.items()}
-                for what, status in against.items()
-            },
+            "findings_against": against,
             "diversity": {name: diversity(texts) for name, texts in (*systems.items(), ("references", references))},
             "effusion": {name: _by_presence(positive[:, _EFFUSION].astype(float), effusion_true) for name, (positive, _) in stated.items()},
             "distinct_findings": len(np.unique(read["model"] == FindingStatus.PRESENT, axis=0)),
         }
     }
+
+
+def _against(stated: dict[str, tuple[Positives, Positives]], status: NDArray[np.int64], uncertain: Uncertain) -> dict[str, dict[str, Any]]:
+    return {name: clinical_f1(positive, status, uncertain, counted).to_json() for name, (positive, counted) in stated.items()}
 
 
 def _maps(cases: Predictions, validation: Predictions, truth: PhantomTruth, seed: int) -> dict[str, Any]:
@@ -250,8 +268,8 @@ def _read(storage: Storage, entries: Sequence[SampleEntry]) -> list[Any]:
         return list(pool.map(lambda entry: read_sample(storage, entry), entries))
 
 
-def _chunks(entries: Sequence[SampleEntry], options: GenerationOptions) -> list[Work]:
-    return [Work(tuple(entries[start : start + CHUNK]), options) for start in range(0, len(entries), CHUNK)]
+def _chunks(entries: Sequence[SampleEntry], options: GenerationOptions, with_maps: bool) -> list[Work]:
+    return [Work(tuple(entries[start : start + CHUNK]), options, with_maps) for start in range(0, len(entries), CHUNK)]
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
