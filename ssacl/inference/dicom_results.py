@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ssacl
 from ssacl.data.dicom import Picture
+from ssacl.data.dicom_guard import is_dicom
 from ssacl.data.quiet import quiet_loggers
 from ssacl.errors import DataError
 from ssacl.inference.dicom_results_frame import StoredFrame
@@ -57,13 +58,15 @@ class Source:
         """
         import pydicom
 
+        if not is_dicom(content):
+            raise DataError("DICOM results need a DICOM film; this is none. Ask for JSON or PNG instead.")
         quiet_loggers("pydicom", "highdicom")
         pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
         try:
             header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=content[128:132] != b"DICM")
         # pydicom raises whatever it likes on damaged files; its texts may quote the header.
         except Exception:
-            raise DataError("DICOM results need a DICOM film; this is none. Ask for JSON or PNG instead.") from None
+            raise DataError("The film's header cannot be read, so no DICOM results can refer to it. Export it again.") from None
         missing = [keyword for keyword in _REQUIRED if not header.get(keyword)]
         if missing:
             raise DataError(f"The film has no {', '.join(missing)}, which DICOM results refer to. Export it again from its archive.")
@@ -122,7 +125,7 @@ def dicom_results(source: Source, picture: Picture, report: DraftReport, created
         ds.copy_patient_and_study_information(source.header)
         if "SpecificCharacterSet" in source.header:
             ds.SpecificCharacterSet = source.header.SpecificCharacterSet
-        ds.InstanceCreationDate, ds.InstanceCreationTime = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
+        _fix(ds, created)
         results.append(Result(kind, ds))
     return results
 
@@ -130,6 +133,22 @@ def dicom_results(source: Source, picture: Picture, report: DraftReport, created
 def derived_uid(*parts: str) -> str:
     """A UID (2.25. + UUID, PS3.5 B.2) that is the same for the same parts."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(parts)).int}"
+
+
+def _fix(ds: Dataset, created: datetime) -> None:
+    """Put what highdicom takes from the clock or draws at random on the time and the instance."""
+    day, time = created.strftime("%Y%m%d"), created.strftime("%H%M%S")
+    values = {
+        "InstanceCreationDate": day,
+        "InstanceCreationTime": time,
+        "DateOfSecondaryCapture": day,
+        "TimeOfSecondaryCapture": time,
+        "ContributionDateTime": day + time,
+        "DimensionOrganizationUID": derived_uid("dimensions", str(ds.SOPInstanceUID)),
+    }
+    for element in ds.iterall():
+        if element.keyword in values:
+            element.value = values[element.keyword]
 
 
 def _common(kind: str, source: Source, report: DraftReport, created: datetime) -> dict[str, Any]:
