@@ -47,7 +47,9 @@ def draft(width: int, height: int, stated: bool = True) -> DraftReport:
     frame = Box(0, 0, width, height)
     effusion = Box(width * 5 / 8, height * 5 / 8, width * 7 / 8, height * 7 / 8)
     sentences = (
-        Sentence("There is a left pleural effusion.", ("left costophrenic angle",), "Pleural Effusion", "present", 0.9, effusion, spot(10, 10)),
+        Sentence(
+            "There is a left pleural effusion.", ("left costophrenic angle",), "Pleural Effusion", "present", 0.9, effusion, spot(10, 10)
+        ),
         Sentence("No pneumothorax.", ("lungs",), "Pneumothorax", "absent", 0.8, Box(0, 0, width / 2, height / 2), spot(2, 2)),
         Sentence("Portable film \u2603.", (), None, "unmentioned", 0.7, None, np.full((GRID, GRID), 1 / GRID**2, np.float32)),
     )

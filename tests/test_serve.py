@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from report_endpoint import FAST, InProcess
 from tiny_model import encoded_film, tiny_model_folder
 
 from serve.app import build_app, run_server
@@ -27,30 +27,15 @@ from serve.ingress import OverloadedError, build_api
 from serve.schemas import ReportResponse, ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ConfigError, ServeError
-from ssacl.inference.generator import GenerationOptions, ReportGenerator
+from ssacl.inference.generator import GenerationOptions
 from ssacl.inference.report import DraftReport
 
-FAST = GenerationOptions(num_beams=1, max_new_tokens=12)
 SECRET = "DOE-JOHN-1955"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_folder(tmp_path_factory.mktemp("model") / "model")
-
-
-class InProcess:
-    """A gateway without Ray: the generator itself."""
-
-    def __init__(self, folder: Path, options: GenerationOptions = FAST) -> None:
-        torch.set_num_threads(1)
-        self.generator, self.options = ReportGenerator.load(folder), options
-
-    async def report(self, picture: Picture) -> DraftReport:
-        return self.generator.generate([picture], self.options)[0]
-
-    async def describe(self) -> dict[str, Any]:
-        return self.generator.describe()
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +208,7 @@ def test_openapi_names_every_answer(gateway: InProcess) -> None:
     operation = tree["paths"]["/v1/reports"]["post"]
     assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/dicom", "image/png", "image/jpeg"}
     assert {"200", "400", "413", "415", "422", "503"} <= set(operation["responses"])
-    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png", "multipart/related"}
     assert "application/problem+json" in operation["responses"]["415"]["content"]
     assert {"/v1/models", "/healthz", "/readyz"} <= set(tree["paths"])
 

@@ -30,7 +30,9 @@ def structured_report(source: Source, _: Picture, report: DraftReport, common: d
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
     algorithm = sr.AlgorithmIdentification("ssacl", report.model_version, manufacturer=common["manufacturer"])
-    groups: list[Any] = [_sentence_group(number, sentence, source, report, algorithm) for number, sentence in enumerate(report.sentences, 1)]
+    groups: list[Any] = [
+        _sentence_group(number, sentence, source, report, algorithm) for number, sentence in enumerate(report.sentences, 1)
+    ]
     groups += [_finding_group(finding, source, report, algorithm) for finding in report.findings]
     if not groups:
         groups.append(_with_text(sr.MeasurementsAndQualitativeEvaluations(_tracking("empty", source, report)), "The draft is empty."))
