@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -111,13 +113,7 @@ def test_results_wait_while_the_archive_is_away_and_are_made_once(tmp_path: Path
         until(lambda: read_status(tmp_path)["done"] == {"reported": 1})
     assert model.num_reports == before + 1
     assert len(kept) == len(node.received) == 3
-    assert {pydicom.dcmread(path_or_ds).SOPInstanceUID for path_or_ds in map(_file, kept)} == {ds.SOPInstanceUID for ds in node.received}
-
-
-def _file(content: bytes) -> Any:
-    import io
-
-    return io.BytesIO(content)
+    assert {pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in kept} == {ds.SOPInstanceUID for ds in node.received}
 
 
 class Broken(InProcess):
@@ -219,7 +215,7 @@ RULES = [
 )
 def test_rules(tmp_path: Path, caller: str, attributes: dict[str, Any], action: str, reason: str, destinations: tuple[str, ...]) -> None:
     config = gateway_config(tmp_path, 1, 1, calling_ae=[CALLER, "OUTSIDE"], rules=RULES, otherwise="refuse")
-    decision = decide(config, caller, pydicom.dcmread(_file(study_film(1, **attributes))))
+    decision = decide(config, caller, pydicom.dcmread(io.BytesIO(study_film(1, **attributes))))
     assert (decision.action, decision.reason, decision.destinations) == (action, reason, destinations)
 
 
@@ -244,8 +240,6 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_tls_with_client_certificates(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    import socket
-
     cert, key = certificate
     tls = {"certificate": str(cert), "private_key": str(key), "client_ca": str(cert)}
     with Gateway(gateway_config(tmp_path / "spool", free_port(), free_port(), tls=tls)) as gateway:

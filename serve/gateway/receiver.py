@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import socket
+import socketserver
 import ssl
 import threading
 from collections.abc import Callable
@@ -160,6 +161,11 @@ class _Server(ThreadedAssociationServer):
 
     tls: ssl.SSLContext | None = None
     timeout_s = 60.0
+
+    def shutdown(self) -> None:
+        # pynetdicom's own strikes the server off a list that only its other way of starting one puts it on.
+        socketserver.BaseServer.shutdown(self)
+        self.server_close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
