@@ -13,6 +13,7 @@ import pytest
 from serve.gateway.config import Limits, Retention, load_gateway_config, parse_gateway_config
 from serve.gateway.config import Retry as RetryConfig
 from serve.gateway.courier import Backoff
+from serve.gateway.outcomes import SpoolFullError
 from serve.gateway.spool import Spool, key_of, read_status
 from ssacl.errors import ConfigError, ServeError
 
@@ -80,14 +81,26 @@ def test_what_is_settled_goes_after_its_time(tmp_path: Path) -> None:
 
 
 def test_bytes_are_bounded_by_what_waits(tmp_path: Path) -> None:
-    from serve.gateway.outcomes import SpoolFullError
-
     spool = Spool(tmp_path, Limits(min_free_bytes=0, max_spool_bytes=1 << 20), Retention())
     key = spool.accept(bytes(600 << 10), "1.1", "CALLER", [])
     with pytest.raises(SpoolFullError):
         spool.accept(bytes(600 << 10), "1.2", "CALLER", [])
     spool.settle(str(key), "reported")
     assert spool.accept(bytes(600 << 10), "1.2", "CALLER", [])
+
+
+def test_success_is_never_told_for_what_another_is_still_writing(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    write = spool._write_instance
+
+    def meanwhile(*arguments: Any) -> None:
+        with pytest.raises(SpoolFullError):
+            spool.accept(b"film", "1.2.3", "OTHER", [])
+        write(*arguments)
+
+    spool._write_instance = meanwhile  # type: ignore[method-assign]
+    assert spool.accept(b"film", "1.2.3", "CALLER", [])
+    assert spool.accept(b"film", "1.2.3", "OTHER", []) is None
 
 
 def test_waiting_doubles_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

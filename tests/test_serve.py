@@ -17,7 +17,9 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pydicom
 import pytest
+from dicom_nodes import study_film
 from PIL import Image
 from report_endpoint import FAST, InProcess
 from tiny_model import encoded_film, tiny_model_folder
@@ -93,6 +95,22 @@ def test_png_on_request(gateway: InProcess, query: str) -> None:
     answer = ask(gateway, "POST", f"/v1/reports{query}", files={"file": encoded_film("PNG")}, headers={"accept": "image/png"})
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).width == (1350 if query == "" else 96)
+
+
+@pytest.mark.parametrize("accept", ["application/dicom", 'multipart/related; type="application/dicom"'])
+def test_dicom_on_request(gateway: InProcess, accept: str) -> None:
+    content = study_film(1)
+    answer = post(gateway, content, "application/dicom", headers={"accept": accept})
+    assert answer.status_code == 200
+    kind, _, boundary = answer.headers["content-type"].partition("; boundary=")
+    assert kind == 'multipart/related; type="application/dicom"'
+    parts = answer.content.split(f"--{boundary}".encode())[1:-1]
+    read = [pydicom.dcmread(io.BytesIO(part.partition(b"\r\n\r\n")[2])) for part in parts]
+    assert [(ds.Modality, ds.StudyInstanceUID) for ds in read] == [(name, "1.2.840.99.1") for name in ("SR", "OT", "SEG")]
+    for no_study in (encoded_film("PNG"), encoded_film("DICOM")):
+        refused = post(gateway, no_study, headers={"accept": accept})
+        assert refused.status_code == 422
+        check_problem(refused)
 
 
 BAD = {

@@ -73,6 +73,7 @@ class Spool:
             raise ServeError(f"Another gateway works on the spool {folder}. Stop it, or give this one a folder of its own.") from error
         self._guard = threading.Lock()
         self._sizes: dict[str, int] = {}
+        self._writing: set[str] = set()
         self._recover()
 
     def close(self) -> None:
@@ -94,15 +95,19 @@ class Spool:
         Raises
         ------
         SpoolFullError
-            No room.
+            No room, or another caller is handing in the same instance at this moment.
         OSError
             The disk refuses.
         """
         key = key_of(sop_instance_uid)
         with self._guard:
+            # Known is what is on the disk: nobody is told Success for what another thread is still writing.
+            if key in self._writing:
+                raise SpoolFullError
             if self._is_known(key):
                 return None
             self._check_room(len(content))
+            self._writing.add(key)
             self._sizes[key] = len(content)
         try:
             self._write_instance(key, content, Entry(key, calling_ae, time.time(), tuple(destinations)))
@@ -112,6 +117,9 @@ class Spool:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpoolFullError from error
             raise
+        finally:
+            with self._guard:
+                self._writing.discard(key)
         shutil.rmtree(self._folder / "quarantine" / key, ignore_errors=True)
         return key
 
