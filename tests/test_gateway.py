@@ -116,6 +116,19 @@ def test_results_wait_while_the_archive_is_away_and_are_made_once(tmp_path: Path
     assert {pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in kept} == {ds.SOPInstanceUID for ds in node.received}
 
 
+def test_a_destination_that_is_away_holds_up_no_other(tmp_path: Path, endpoint_port: int, archive: tuple[Archive, int]) -> None:
+    node, port = archive
+    away = free_port()
+    kind = {"kind": "c-store", "host": "127.0.0.1", "ae_title": "ARCHIVE"}
+    config = gateway_config(tmp_path, endpoint_port, 1, destinations={"away": kind | {"port": away}, "here": kind | {"port": port}})
+    with Gateway(config) as gateway:
+        assert send(gateway.port, study_film(1)) == [0]
+        until(lambda: node.studies() == {"1.2.840.99.1": ALL} and read_status(tmp_path)["put_off"] == {"destination_away_away": 1})
+        with running_archive(Archive(), away) as late:
+            until(lambda: read_status(tmp_path)["done"] == {"reported": 1})
+    assert late.studies() == node.studies() == {"1.2.840.99.1": ALL}
+
+
 class Broken(InProcess):
     """An endpoint that fails at every film."""
 

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from serve.gateway.config import Retry
@@ -54,15 +54,7 @@ def delay_s(retry: Retry, failures: int) -> float:
 class Courier:
     """Threads that take waiting instances, the one due first."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        endpoint: ReportClient,
-        senders: Mapping[str, Sender],
-        retry: Retry,
-        num_threads: int,
-        sweep_every_s: float = 600,
-    ) -> None:
+    def __init__(self, spool: Spool, endpoint: ReportClient, senders: Mapping[str, Sender], retry: Retry, num_threads: int) -> None:
         self._spool, self._endpoint, self._senders, self._retry = spool, endpoint, senders, retry
         self._backoffs = {name: Backoff(retry) for name in (_ENDPOINT, *senders)}
         self._due: list[tuple[float, str]] = []
@@ -128,17 +120,13 @@ class Courier:
         if not self._spool.is_waiting(key):
             return
         entry = self._spool.entry(key)
-        target = _ENDPOINT
         try:
             if not self._spool.results(key):
-                self._check_awake(_ENDPOINT)
-                self._spool.keep_results(key, self._endpoint.results_of(self._spool.film(key)))
-                self._backoffs[_ENDPOINT].succeeded()
+                self._try(_ENDPOINT, lambda: self._spool.keep_results(key, self._endpoint.results_of(self._spool.film(key))))
                 logger.info("%s: reported", key[:12])
-            for target in entry.pending:
-                entry = self._deliver(entry, target)
+            self._deliver(entry)
         except AwayError as away:
-            self._put_off(entry, away.reason, self._backoffs[target].failed(away.retry_after_s))
+            self._put_off(self._spool.entry(key), away.reason, away.retry_after_s or 0.0)
         except FailedError as failure:
             entry = replace(entry, attempts=entry.attempts + 1)
             if entry.attempts >= self._retry.max_attempts:
@@ -146,25 +134,50 @@ class Courier:
             else:
                 self._put_off(entry, failure.reason, delay_s(self._retry, entry.attempts))
         except RefusedError as refusal:
-            self._set_aside(entry, refusal.reason)
+            self._set_aside(self._spool.entry(key), refusal.reason)
         else:
             self._spool.settle(key, "reported")
             logger.info("%s: delivered", key[:12])
 
-    def _deliver(self, entry: Entry, target: str) -> Entry:
-        sender = self._senders.get(target)
-        if sender is None:
-            raise RefusedError("destination_is_not_in_the_configuration")
-        self._check_awake(target)
-        sender.send(self._spool.results(entry.key))
-        self._backoffs[target].succeeded()
-        entry = replace(entry, pending=tuple(name for name in entry.pending if name != target))
-        self._spool.update(entry)
-        return entry
+    def _deliver(self, entry: Entry) -> None:
+        """Send to every destination that has not taken the results yet; one that is away holds up no other.
 
-    def _check_awake(self, target: str) -> None:
-        if self._backoffs[target].wait_s():
-            raise AwayError(f"destination_{target}_away" if target else "endpoint_away")
+        Raises
+        ------
+        AwayError, RefusedError
+            Of a destination that did not take them; a refusal, where there is one.
+        """
+        problems: list[AwayError | RefusedError] = []
+        for name in entry.pending:
+            try:
+                if name not in self._senders:
+                    raise RefusedError("destination_is_not_in_the_configuration")
+                sender = self._senders[name]
+                self._try(name, lambda sender=sender: sender.send(self._spool.results(entry.key)))
+            except (AwayError, RefusedError) as problem:
+                problems.append(problem)
+                continue
+            entry = replace(entry, pending=tuple(other for other in entry.pending if other != name))
+            self._spool.update(entry)
+        if problems:
+            raise next((problem for problem in problems if isinstance(problem, RefusedError)), problems[0])
+
+    def _try(self, target: str, work: Callable[[], None]) -> None:
+        """Do it, unless the other side is being left alone.
+
+        Raises
+        ------
+        AwayError
+            It is away, or was a moment ago; `retry_after_s` is for how long it is left alone.
+        """
+        backoff = self._backoffs[target]
+        if wait_s := backoff.wait_s():
+            raise AwayError(f"destination_{target}_away" if target else "endpoint_away", wait_s)
+        try:
+            work()
+        except AwayError as away:
+            raise AwayError(away.reason, backoff.failed(away.retry_after_s)) from None
+        backoff.succeeded()
 
     def _put_off(self, entry: Entry, reason: str, after_s: float) -> None:
         if time.time() - entry.received_at > self._retry.give_up_after_s:
