@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from serve.gateway.config import Retry
 from serve.gateway.delivery import Sender
@@ -148,12 +149,12 @@ class Courier:
             Of a destination that did not take them; a refusal, where there is one.
         """
         problems: list[AwayError | RefusedError] = []
+        results = self._spool.results(entry.key)
         for name in entry.pending:
             try:
                 if name not in self._senders:
                     raise RefusedError("destination_is_not_in_the_configuration")
-                sender = self._senders[name]
-                self._try(name, lambda sender=sender: sender.send(self._spool.results(entry.key)))
+                self._try(name, partial(self._senders[name].send, results))
             except (AwayError, RefusedError) as problem:
                 problems.append(problem)
                 continue
