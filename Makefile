@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SERVERS := orthanc orthanc-dicomweb
+SERVERS := orthanc orthanc-dicomweb dcmtk
 
 .PHONY: help setup demo test setup-servers lint format lock clean
 .DEFAULT_GOAL := help

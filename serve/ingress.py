@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import ssacl
+from serve.dicom_answer import dicom_answer, read_source
 from serve.schemas import PROBLEM_TYPE, HealthResponse, ModelsResponse, Problem, ProblemError, ReportResponse, ServeSettings
 from serve.uploads import RAW_TYPES, first_frontal, read_images
 from ssacl.anatomy import NODES
@@ -64,7 +65,8 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"file": {"type": "array", "items": binary}}, "required": ["file"]}
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}} | {kind: {"schema": binary} for kind in RAW_TYPES}}
-    ok = {"model": ReportResponse, "content": {"image/png": {"schema": binary}}, "description": "The draft, or a picture of its evidence"}
+    other = {"image/png": {"schema": binary}, "multipart/related": {"schema": binary}}
+    ok = {"model": ReportResponse, "content": other, "description": "The draft, a picture of its evidence, or its DICOM instances"}
 
     @api.post("/v1/reports", responses={200: ok, **problems}, openapi_extra={"requestBody": body}, summary="Draft report of one study")
     async def create_report(
@@ -79,8 +81,11 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             raise ProblemError(400, "query", "Unknown anatomy node", f"Nodes: {', '.join(NODES)}.")
         images = await read_images(request, settings)
         index, image, unused = await first_frontal(images)
+        source = await asyncio.to_thread(read_source, images[index]) if kind == "multipart/related" else None
         del images
         report = await asyncio.wait_for(gateway.report(image), settings.request_timeout_s)
+        if source is not None:
+            return await asyncio.to_thread(dicom_answer, source, image, report)
         if kind == "image/png":
             png = await asyncio.to_thread(_draw, image, report, picture, sentence, node)
             return Response(png, media_type="image/png", headers={"x-image-index": str(index)})
@@ -188,9 +193,11 @@ def _answer_type(accept: str) -> str:
     for quality, kind in sorted(offers, key=lambda offer: -offer[0]):
         if quality > 0 and kind in ("image/png", "image/*"):
             return "image/png"
+        if quality > 0 and kind in ("multipart/related", "application/dicom"):
+            return "multipart/related"
         if quality > 0 and kind in ("application/json", "application/*", "*/*", ""):
             return "application/json"
-    raise ProblemError(406, "accept", "No such answer type", "Accept application/json or image/png.")
+    raise ProblemError(406, "accept", "No such answer type", "Accept application/json, image/png or application/dicom.")
 
 
 def _draw(image: Picture, report: DraftReport, picture: str, sentence: int | None, node: str | None) -> bytes:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ssacl import __version__
-from ssacl.commands import checkpoint, data, doctor, evaluate, ground, later, predict, serve, train
+from ssacl.commands import checkpoint, data, doctor, evaluate, gateway, ground, later, predict, serve, train
 from ssacl.errors import NotBuiltError, SSACLError
 
 EXAMPLES = """\
@@ -23,6 +23,7 @@ the way from pictures to a served draft report:
   ssacl predict --checkpoint runs/phantom_tiny/model --out drafts FILM.dcm ...
   ssacl ground --checkpoint runs/phantom_tiny/model --film FILM.dcm --out evidence "left pleural effusion"
   ssacl serve --checkpoint runs/phantom_tiny/model --port 8000
+  ssacl gateway --config gateway.yaml                         DICOM in by C-STORE, results back to the archive
 
 data sets and runs may be folders or s3://bucket/prefix; endpoint and keys come from AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. `ssacl doctor` says what works here.
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
     parser.set_defaults(takes_anything=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, train, evaluate, predict, ground, serve, checkpoint, doctor, later):
+    for module in (data, train, evaluate, predict, ground, serve, gateway, checkpoint, doctor, later):
         module.add_parsers(commands)
     return parser
 

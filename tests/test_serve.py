@@ -17,9 +17,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pydicom
 import pytest
-import torch
+from dicom_nodes import study_film
 from PIL import Image
+from report_endpoint import FAST, InProcess
 from tiny_model import encoded_film, tiny_model_folder
 
 from serve.app import build_app, run_server
@@ -27,30 +29,15 @@ from serve.ingress import OverloadedError, build_api
 from serve.schemas import ReportResponse, ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ConfigError, ServeError
-from ssacl.inference.generator import GenerationOptions, ReportGenerator
+from ssacl.inference.generator import GenerationOptions
 from ssacl.inference.report import DraftReport
 
-FAST = GenerationOptions(num_beams=1, max_new_tokens=12)
 SECRET = "DOE-JOHN-1955"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_folder(tmp_path_factory.mktemp("model") / "model")
-
-
-class InProcess:
-    """A gateway without Ray: the generator itself."""
-
-    def __init__(self, folder: Path, options: GenerationOptions = FAST) -> None:
-        torch.set_num_threads(1)
-        self.generator, self.options = ReportGenerator.load(folder), options
-
-    async def report(self, picture: Picture) -> DraftReport:
-        return self.generator.generate([picture], self.options)[0]
-
-    async def describe(self) -> dict[str, Any]:
-        return self.generator.describe()
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +95,22 @@ def test_png_on_request(gateway: InProcess, query: str) -> None:
     answer = ask(gateway, "POST", f"/v1/reports{query}", files={"file": encoded_film("PNG")}, headers={"accept": "image/png"})
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).width == (1350 if query == "" else 96)
+
+
+@pytest.mark.parametrize("accept", ["application/dicom", 'multipart/related; type="application/dicom"'])
+def test_dicom_on_request(gateway: InProcess, accept: str) -> None:
+    content = study_film(1)
+    answer = post(gateway, content, "application/dicom", headers={"accept": accept})
+    assert answer.status_code == 200
+    kind, _, boundary = answer.headers["content-type"].partition("; boundary=")
+    assert kind == 'multipart/related; type="application/dicom"'
+    parts = answer.content.split(f"--{boundary}".encode())[1:-1]
+    read = [pydicom.dcmread(io.BytesIO(part.partition(b"\r\n\r\n")[2])) for part in parts]
+    assert [(ds.Modality, ds.StudyInstanceUID) for ds in read] == [(name, "1.2.840.99.1") for name in ("SR", "OT", "SEG")]
+    for no_study in (encoded_film("PNG"), encoded_film("DICOM")):
+        refused = post(gateway, no_study, headers={"accept": accept})
+        assert refused.status_code == 422
+        check_problem(refused)
 
 
 BAD = {
@@ -223,7 +226,7 @@ def test_openapi_names_every_answer(gateway: InProcess) -> None:
     operation = tree["paths"]["/v1/reports"]["post"]
     assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/dicom", "image/png", "image/jpeg"}
     assert {"200", "400", "413", "415", "422", "503"} <= set(operation["responses"])
-    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png", "multipart/related"}
     assert "application/problem+json" in operation["responses"]["415"]["content"]
     assert {"/v1/models", "/healthz", "/readyz"} <= set(tree["paths"])
 

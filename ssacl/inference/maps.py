@@ -81,10 +81,27 @@ def map_on_picture(
 
 
 def box_of_map(grid_map: ArrayLike, frame: Box, width_px: int, height_px: int, mass_share: float = BOX_MASS_SHARE) -> Box | None:
-    """Bounds, in original pixels, of the brightest region of a map.
+    """Bounds, in original pixels, of the brightest region of a map (`region_of_map`). None when the map is flat: it points nowhere."""
+    region = region_of_map(grid_map, frame, width_px, height_px, mass_share)
+    if region is None:
+        return None
+    ys, xs = np.nonzero(region)
+    step_x, step_y = width_px / region.shape[1], height_px / region.shape[0]
+    return Box(
+        x0=float(xs.min() * step_x),
+        y0=float(ys.min() * step_y),
+        x1=float((xs.max() + 1) * step_x),
+        y1=float((ys.max() + 1) * step_y),
+    )
+
+
+def region_of_map(
+    grid_map: ArrayLike, frame: Box, width_px: int, height_px: int, mass_share: float = BOX_MASS_SHARE
+) -> NDArray[np.bool_] | None:
+    """The brightest region of a map, sampled over the picture at 192 along its longer side; None when the map is flat.
 
     The region is the smallest set of samples holding `mass_share` of the mass on the picture; of its connected parts, the one with the
-    maximum. None when the map is flat: it points nowhere.
+    maximum.
     """
     scale = _BOX_RESOLUTION / max(width_px, height_px)
     out_width, out_height = max(1, round(width_px * scale)), max(1, round(height_px * scale))
@@ -96,14 +113,7 @@ def box_of_map(grid_map: ArrayLike, frame: Box, width_px: int, height_px: int, m
     threshold = falling[min(int(np.searchsorted(held, mass_share * held[-1])), falling.size - 1)]
     parts, _ = ndimage.label(image >= threshold)
     peak = np.unravel_index(int(image.argmax()), image.shape)
-    ys, xs = np.nonzero(parts == parts[peak])
-    step_x, step_y = width_px / out_width, height_px / out_height
-    return Box(
-        x0=float(xs.min() * step_x),
-        y0=float(ys.min() * step_y),
-        x1=float((xs.max() + 1) * step_x),
-        y1=float((ys.max() + 1) * step_y),
-    )
+    return np.asarray(parts == parts[peak])
 
 
 def _interpolation(num_cells: int, start: float, end: float, length_px: int, num_samples: int) -> NDArray[np.float64]:

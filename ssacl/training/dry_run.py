@@ -125,7 +125,7 @@ def _num_parameters(model: SSACL) -> int:
 
 def _memory(model: SSACL, config: Config, num_trained: int, world_size: int) -> list[str]:
     lines = [
-        "Memory per rank between steps, GiB, in the stage that trains most (P numbers, L of them the language model's, T trained, W ranks):",
+        "Memory per rank between steps in GiB, in the stage training most (P numbers, L of them the language model's, T trained, W ranks):",
         "  stage 0: 4P + 4T + 8T; 1: 4P + 4T + 12T/W; 2: 4P + 4T/W + 12T/W; 3: (4P + 4T + 12T)/W + 4(P - L).",
         "  Offloading moves 12T/W to the host. Stage 3 divides the language model; of the rest a whole copy stays on each rank.",
         "  Left out: activations, communication buckets, 16-bit copies of one forward pass. The live line shows what the first steps need.",
