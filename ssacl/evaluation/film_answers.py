@@ -53,7 +53,7 @@ def film_digest(film: Film) -> str:
 
 
 def film_key(film: Film) -> str:
-    """What the random poses of a film follow: its place among the films, by name, is not used, so a film keeps its pose."""
+    """What the random poses of a film follow: its file name, so that it keeps its pose whatever films stand beside it."""
     return hashlib.sha256(film.path.name.encode()).hexdigest()
 
 
