@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssacl.commands import evaluate_grounding
 from ssacl.commands.later import Commands, not_built
 
 
@@ -26,7 +27,7 @@ def add_parsers(commands: Commands) -> None:
     )
     reports.add_argument("--num-workers", type=int, default=1, help="parallel Ray actors; 1: in this process, without Ray")
     reports.set_defaults(run=_reports)
-    not_built(tasks, "grounding", "anatomy and phrase maps against boxes or masks")
+    evaluate_grounding.add_parser(tasks)
     not_built(tasks, "retrieval", "image-text retrieval")
     not_built(tasks, "zero-shot", "zero-shot classification")
     not_built(tasks, "compare", "two score cards side by side")

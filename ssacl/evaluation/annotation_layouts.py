@@ -1,6 +1,6 @@
 """The layouts that annotations come in, each found by its files.
 
-COCO     one `*.json` with `images`, `annotations` (`bbox` x, y, width, height in pixels) and `categories`; films in the folder or `images/`.
+COCO     one `*.json` with `images`, `annotations` (`bbox` x, y, width, height in px) and `categories`; films in the folder or `images/`.
 MS-CXR   the same, where annotations have `label_text` (the phrase) and images a `path` as in MIMIC-CXR-JPG (`files/p10/p10.../s.../X.jpg`).
 masks    `images/NAME.png` and `masks/LABEL/NAME.png`, not 0 where the label is; optional `images.csv` (`file`, `patient_group`).
 tables   `images/`, `images.csv` (`file`, `patient_group`), `boxes.csv` (`file`, `label`, `x0`..`y1`) and/or `masks.csv` (`file`, `mask`,
@@ -96,7 +96,7 @@ def _coco(place: Path, file: Path, problems: Problems) -> tuple[str, list[Film],
             boxes[row["image_id"]][asked].append(Box(x, y, x + width, y + height))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file.name} is not a COCO file: images (id, file_name), annotations (image_id, category_id, bbox of 4 numbers) and categories "
+            f"{file.name} is no COCO file: images (id, file_name), annotations (image_id, category_id, bbox of 4 numbers) and categories "
             f"(id, name) were expected; {type(error).__name__} at {str(error)[:40]}."
         ) from error
     films, known = [], True

@@ -42,7 +42,7 @@ class Pose:
         """[..., 2] where points of the square go; they may leave it."""
         cos, sin = (math.exp(self.log_scale) * part(self.angle) for part in (math.cos, math.sin))
         turned = np.asarray(points, dtype=np.float64) @ np.array([[cos, sin], [-sin, cos]])
-        return turned + np.array([self.shift_x, self.shift_y])
+        return np.asarray(turned + np.array([self.shift_x, self.shift_y]))
 
     def moved_image(self, square: Square) -> Square:
         """[S, S] float32, bilinear, black outside of the old square."""

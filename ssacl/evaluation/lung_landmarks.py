@@ -43,7 +43,9 @@ def _one_lung(mask: NDArray[np.bool_], outward: float) -> NDArray[np.float64]:
     third = np.minimum((rows - top) * 3 // height, 2)
     # A lung in several parts may have an empty third: its middle then lies between its ends.
     thirds = [
-        (columns[third == part].mean(), rows[third == part].mean()) if (third == part).any() else (columns.mean(), top + height * (part + 0.5) / 3)
+        (columns[third == part].mean(), rows[third == part].mean())
+        if (third == part).any()
+        else (columns.mean(), top + height * (part + 0.5) / 3)
         for part in range(3)
     ]
     corner = int(np.argmax(rows + outward * columns))
@@ -53,4 +55,4 @@ def _one_lung(mask: NDArray[np.bool_], outward: float) -> NDArray[np.float64]:
     lower_edge = np.where(base[middle] >= 0, base[middle], rows.max())
     dome = int(np.argmin(lower_edge))
     points = [apex, *thirds, (float(columns[corner]), float(rows[corner])), (float(first + middle[dome]), float(lower_edge[dome]))]
-    return (np.array(points, dtype=np.float64) * 2 + 1) / mask.shape[0] - 1
+    return np.asarray((np.array(points, dtype=np.float64) * 2 + 1) / mask.shape[0] - 1)
