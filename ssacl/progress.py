@@ -32,6 +32,12 @@ class ProgressBar:
             self._task = self._bar.add_task(self._name, total=self._total, note="")
         return self
 
+    def set_total(self, total: int) -> None:
+        """`total` items are to be done, where that was not known at the start."""
+        self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
+
     def start_at(self, count: int) -> None:
         """`count` items were done before: they are shown, but neither rate nor time left is reckoned with them."""
         self._done = self._skipped = count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssacl.commands import evaluate_grounding
 from ssacl.commands.later import Commands, not_built
 from ssacl.errors import ConfigError
 
@@ -42,7 +43,7 @@ def add_parsers(commands: Commands) -> None:
     compare.add_argument("b", metavar="B")
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.set_defaults(run=_compare)
-    not_built(tasks, "grounding", "anatomy and phrase maps against boxes or masks")
+    evaluate_grounding.add_parser(tasks)
     not_built(tasks, "retrieval", "image-text retrieval")
     not_built(tasks, "zero-shot", "zero-shot classification")
 

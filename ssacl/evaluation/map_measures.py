@@ -67,7 +67,7 @@ def measure(maps: Maps, masks: Masks, sigma_cells: float) -> Measured:
         counts = np.bincount(bins.ravel(), minlength=2 * num_nodes * NUM_LEVELS).reshape(2, num_nodes, NUM_LEVELS)
         kept[case], kept_in_mask[case] = _at_or_above(counts.sum(0)), _at_or_above(counts[1])
     area = masks.sum(axis=(2, 3), dtype=np.int64)
-    return Measured(area > 0, hit, _centroids(maps), _centroids(masks), kept, kept_in_mask, area)
+    return Measured(area > 0, hit, map_centroids(maps), map_centroids(masks), kept, kept_in_mask, area)
 
 
 def _upsampled(case_maps: Maps, side: int, sigma_cells: float) -> NDArray[np.float32]:
@@ -107,7 +107,7 @@ def _at_or_above(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
 
 
-def _centroids(maps: NDArray[Any]) -> NDArray[np.float64]:
+def map_centroids(maps: NDArray[Any]) -> NDArray[np.float64]:
     """[n, K, 2] centroid (x, y) in [-1, 1] of maps or masks [n, K, s, s]; the middle where there is no mass."""
     side = maps.shape[-1]
     ticks = (np.arange(side) * 2 + 1) / side - 1

@@ -96,6 +96,8 @@ class Look:
     ----------
     anatomy_maps : [G, g, g] float32
         Each sums to 1; padding holds nothing.
+    pose : [2, 3] float32
+        Affine map from the atlas' frame to the model's square, for points (x, y, 1) in half-widths; the identity without grounding terms.
     """
 
     def __init__(self, loaded: LoadedModel, encoded: Encoded, read: FindingsRead, frame: Box, width_px: int, height_px: int) -> None:
@@ -113,6 +115,7 @@ class Look:
         centroids_1M2 = (attention_GN[list(LEAF_NODES)] @ patch_centres(self._grid))[None]
         if self._trained:
             self._pose_123 = fit_pose(centroids_1M2)
+        self.pose: NDArray[np.float32] = self._pose_123[0].numpy()
         if registered:
             drawn = self._laid_drawing(centroids_1M2)
             maps = (np.sqrt(self._finer(maps)) * (drawn + _FLOOR)).astype(np.float32)
