@@ -100,6 +100,8 @@ class Workload:
     """With region-text contrast over ranks."""
     sentences_per_report: float = 5.0
     regions_per_report: float = 8.0
+    num_divisible: int = 0
+    """In the language model, whose weights ZeRO 3 divides."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def consistency_chunk_bytes(rows: int, world_size: int) -> float:
 
 def memory_bytes(work: Workload, world_size: int) -> float:
     """On one rank while it computes: what ZeRO leaves, 16-bit copies of the weights, activations, gathered rows, one chunk of L_ac."""
-    between = rank_memory(work.num_parameters, work.num_trained, work.zero_stage, world_size).device
+    between = rank_memory(work.num_parameters, work.num_trained, work.zero_stage, world_size, num_divisible=work.num_divisible).device
     # Autocast keeps a 16-bit copy of the weights in use; under ZeRO 3 what is gathered at a time is a small part.
     copies = 2.0 * work.num_used / (world_size if work.zero_stage == 3 else 1)
     held = 0.0

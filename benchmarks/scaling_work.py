@@ -56,6 +56,7 @@ def workload(preset: str, stage: str) -> Workload:
         text_width=config.model.text.width,
         contrasts=stage in ("contrastive", "joint"),
         grounds=config.losses.grounding.enabled,
+        num_divisible=_count(model.language),
     )
 
 

@@ -31,6 +31,7 @@ WORK = Workload(
     leaf_width=10,
     text_width=4,
     grounds=False,
+    num_divisible=300,
 )
 PLAIN = Hardware(
     peak_flops=1e12,

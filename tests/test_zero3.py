@@ -112,7 +112,7 @@ def _same_as_plain(world_rank: int, world_size: int, tree: dict[str, Any], folde
     # On: saved, loaded into another engine, and carried over into another model.
     place = Path(folder)
     place.mkdir(exist_ok=True)
-    deep.save(place)
+    deep.save(place).write()
     torch.distributed.barrier()
     expected = deep.step(batches[-per_step:], 1.0)
     deep.close()

@@ -218,7 +218,8 @@ def square_target(film: Film, target: Target, side_px: int) -> NDArray[np.bool_]
             mask[round(box.y0) : max(round(box.y1), round(box.y0) + 1), round(box.x0) : max(round(box.x1), round(box.x0) + 1)] = True
     else:
         mask = read_mask(target)
-    return square_masks(mask[None], side_px)[0]
+    square: NDArray[np.bool_] = square_masks(mask[None], side_px)[0]
+    return square
 
 
 def anatomy_order(groups: Sequence[str]) -> list[str]:

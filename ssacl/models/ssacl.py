@@ -220,8 +220,8 @@ class SSACL(nn.Module):
         ground = self.losses.grounding
         sentences = None
         if ground.region_text > 0:
-            # A rank without a sentence still takes part in the contrast over ranks.
-            none = encoded.region_BMD.new_zeros(0, self.config.text.width)
+            # A rank without a sentence still takes part in the contrast over ranks, in its backward pass too.
+            none = encoded.region_BMD.flatten(0, 1)[:0]
             sentences = self.text(batch.sentence_ids, batch.sentence_mask) if len(batch.sentence_ids) else none
         terms = grounding_losses(
             ground,

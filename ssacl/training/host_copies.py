@@ -19,10 +19,13 @@ class HostCopies:
     def __init__(self) -> None:
         self._states: list[tuple[Any, Path]] = []
 
-    def add(self, state: Any, path: str | Path) -> None:
-        """Copy `state` (dicts, lists and tuples of tensors and small objects); it is to be written to `path`."""
+    def add(self, state_dict: Any, path: str | Path) -> None:
+        """Copy `state_dict` (dicts, lists and tuples of tensors and small objects); it is to be written to `path`.
+
+        The names are those by which DeepSpeed calls its writer.
+        """
         done: dict[tuple[Any, ...], Tensor] = {}
-        self._states.append((_copy(state, done), Path(path)))
+        self._states.append((_copy(state_dict, done), Path(path)))
         for device in {key[0] for key in done if key[0].type == "cuda"}:
             # Copies into pinned memory are only started above.
             torch.cuda.synchronize(device)

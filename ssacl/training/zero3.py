@@ -90,7 +90,7 @@ def rank_state(model: nn.Module, divided: set[str]) -> dict[str, Tensor]:
 def restore_frozen(forward: nn.Module, folder: Path) -> None:
     """Take what the stage does not train from a DeepSpeed checkpoint of any number of ranks; the universal layout lacks it."""
     files = sorted(folder.glob("zero_pp_rank_*_model_states.pt"), key=lambda path: int(path.name.split("_")[3]))
-    shares = [torch.load(path, map_location="cpu", weights_only=False, mmap=True)["frozen_param_fragments"] for path in files]
+    shares = [torch.load(path, map_location="cpu", weights_only=True, mmap=True)["frozen_param_fragments"] for path in files]
     for name, parameter in forward.named_parameters():
         if parameter.requires_grad:
             continue
