@@ -128,7 +128,7 @@ def build_batch(vectors: Vectors) -> Batch:
         sentence_leaves=empty.view(0, 1).expand(0, len(LEAVES)).bool(),
         sentence_finding=empty,
         mask_noise=torch.from_numpy(inputs["mask_noise"]),
-        warp=torch.zeros(rows, 5),
+        warp=torch.zeros(rows, 4),
         warp_padding=torch.zeros(rows, dtype=torch.int64),
     )
 

@@ -169,7 +169,7 @@ def random_batch(config: Config, rows: int, device: torch.device) -> Batch:
         sentence_leaves=nothing.view(0, 1).expand(0, len(LEAVES)).bool(),
         sentence_finding=nothing,
         mask_noise=torch.rand(rows, sizes.vision.num_patches, generator=generator),
-        warp=torch.zeros(rows, 5),
+        warp=torch.zeros(rows, 4),
         warp_padding=torch.zeros(rows, dtype=torch.int64),
     ).to(device)
 

@@ -57,7 +57,6 @@ class DataConfig(_Section):
     warp_rotate_deg: float = Field(15.0, ge=0, le=90, description="Warp of the masked pass: rotation in +- degrees.")
     warp_log_scale: float = Field(0.25, ge=0, le=1, description="Warp of the masked pass: scale e^(+- this).")
     warp_shift: Fraction = Field(0.3, description="Warp of the masked pass: shift in +- half-widths.")
-    warp_mirror: Fraction = Field(0.0, description="Share of rows whose masked pass sees the film mirrored, before the rest of the warp.")
     num_loader_threads: int = Field(2, ge=0, description="Threads (or processes) per rank that decode ahead; 0: in the training thread.")
     loader_kind: Literal["threads", "processes"] = Field(
         "threads", description="What decodes; processes do not wait for the interpreter, and start in some seconds."

@@ -107,7 +107,7 @@ def random_batch(rows: int, config: Config, seed: int = 0, sentences_per_row: in
         sentence_leaves=torch.rand(sentences, len(LEAVES), generator=generator) < 0.2,
         sentence_finding=ints(len(FINDINGS) + 1, sentences),
         mask_noise=torch.rand(rows, patches, generator=generator),
-        warp=torch.cat([0.1 * torch.randn(rows, 4, generator=generator), torch.zeros(rows, 1)], 1),
+        warp=0.1 * torch.randn(rows, 4, generator=generator),
         warp_padding=ints(3, rows),
     )
 

@@ -195,13 +195,9 @@ def test_naive_flip_turns_the_picture_alone_and_unmirrorable_text_stays(tokenize
 
 def test_warp_ranges(tokenizers: Tokenizers) -> None:
     batch = collator(tokenizers)([sample(str(index)) for index in range(100)], 0)
-    reach, affine = torch.tensor([np.deg2rad(15.0), 0.25, 0.3, 0.3]), batch.warp[:, :4].abs()
-    assert (affine <= reach + 1e-6).all()
-    assert (affine.amax(0) > 0.8 * reach).all()
-    assert not batch.warp[:, 4].any()
-    mirrored = collator(tokenizers, warp_mirror=0.5)([sample(str(index)) for index in range(100)], 0).warp
-    assert torch.equal(mirrored[:, :4], batch.warp[:, :4]), "the coin does not move the rest of the warp"
-    assert 35 < mirrored[:, 4].sum() < 65
+    reach = torch.tensor([np.deg2rad(15.0), 0.25, 0.3, 0.3])
+    assert (batch.warp.abs() <= reach + 1e-6).all()
+    assert (batch.warp.abs().amax(0) > 0.8 * reach).all()
     assert set(batch.warp_padding.tolist()) == {0, 1, 2}
 
 

@@ -35,10 +35,10 @@ def posed(angle: float, log_scale: float, x: float, y: float) -> tuple[Tensor, T
     """A film of one bright square beside the middle, warped, and the chart's places warped alike."""
     film = torch.zeros(1, 3, 96, 96)
     film[:, :, 30:42, 54:66] = 1.0
-    warp = torch.tensor([[angle, log_scale, x, y, 0.0]])
+    warp = torch.tensor([[angle, log_scale, x, y]])
     moved = warp_images(film, warp, torch.zeros(1, dtype=torch.long), black=0.0)
     turn = torch.tensor([[torch.cos(warp[0, 0]), -torch.sin(warp[0, 0])], [torch.sin(warp[0, 0]), torch.cos(warp[0, 0])]])
-    places = 0.6 * torch.tensor(CHART) @ turn.T * warp[0, 1].exp() + warp[0, 2:4]
+    places = 0.6 * torch.tensor(CHART) @ turn.T * warp[0, 1].exp() + warp[0, 2:]
     return moved, attention_at(places[None])
 
 

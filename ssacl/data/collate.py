@@ -121,7 +121,6 @@ class Collator:
         warp = self._rng(epoch, sample.key, "warp")
         angle = math.radians(self.config.warp_rotate_deg)
         reach = np.array([angle, self.config.warp_log_scale, self.config.warp_shift, self.config.warp_shift])
-        affine, padding = warp.uniform(-1, 1, 4) * reach, int(warp.integers(3))
         return Row(
             key=sample.key,
             image=square,
@@ -131,8 +130,8 @@ class Collator:
             prompted=prompted,
             report_ids=text.report_ids[:limit],
             mask_noise=self._rng(epoch, sample.key, "mask").random(self.vision.num_patches, dtype=np.float32),
-            warp=np.array([*affine, warp.random() < self.config.warp_mirror], dtype=np.float32),
-            warp_padding=padding,
+            warp=(warp.uniform(-1, 1, 4) * reach).astype(np.float32),
+            warp_padding=int(warp.integers(3)),
         )
 
     def join(self, rows: Sequence[Row]) -> Batch:

@@ -177,7 +177,7 @@ class Batch:
     mask_noise: Tensor
     """[B, N] float32 uniform noise; argsort ascending, the first share is kept."""
     warp: Tensor
-    """[B, 5] float32 warp of the masked pass: angle (radians), log scale, shift x, shift y (half-widths), mirror (0 or 1)."""
+    """[B, 4] float32 warp of the masked pass: angle (radians), log scale, shift x, shift y (half-widths)."""
     warp_padding: Tensor
     """[B] int64: 0 zeros, 1 border, 2 reflection."""
     keys: tuple[str, ...] = ()

@@ -22,8 +22,6 @@ from ssacl.anatomy import (
     LEAVES,
     NO_FINDING,
     NODE_INDEX,
-    TWIN_LEAVES,
-    TWIN_NODES,
     FindingStatus,
     leaves_below,
 )
@@ -31,7 +29,6 @@ from ssacl.data.labeler import sentence_place
 from ssacl.errors import GenerationError
 from ssacl.inference.maps import normalised_map, restrict_to_picture
 from ssacl.inference.report import Box
-from ssacl.losses.grounding import layout_chart
 from ssacl.losses.registration import fit_pose, lay_drawing, lay_maps
 from ssacl.losses.warp import patch_centres
 from ssacl.models.encoded import Encoded
@@ -112,12 +109,11 @@ class Look:
         maps = np.stack([normalised_map(each) for each in attention_GN.view(-1, self._grid, self._grid).numpy()])
         # The findings head sees the film in the atlas' frame; without the grounding terms that is the film's own.
         self._pose_123 = torch.eye(2, 3)[None]
-        centroids_1M2 = (attention_GN[list(LEAF_NODES)] @ patch_centres(self._grid))[None]
         if self._trained:
-            self._pose_123 = fit_pose(centroids_1M2)
+            self._pose_123 = fit_pose((attention_GN[list(LEAF_NODES)] @ patch_centres(self._grid))[None])
         self.pose: NDArray[np.float32] = self._pose_123[0].numpy()
         if registered:
-            drawn = self._laid_drawing(centroids_1M2)
+            drawn = lay_drawing(self._pose_123, self.side)[0].view(-1, self.side, self.side).numpy()
             maps = (np.sqrt(self._finer(maps)) * (drawn + _FLOOR)).astype(np.float32)
         self.anatomy_maps = np.stack([normalised_map(each * self._on_picture, sigma_cells=0) for each in maps])
 
@@ -151,14 +147,6 @@ class Look:
         raw = np.stack([self._encoded.attention_BGN[0, NODE_INDEX[node]].float().cpu().numpy() for node in meaning.anatomy])
         on_grid = functional.interpolate(torch.from_numpy(self._on_picture)[None, None].float(), size=(self._grid, self._grid), mode="area")
         return float((raw * on_grid.flatten().numpy()).sum() / max(raw.sum(), 1e-12))
-
-    def _laid_drawing(self, centroids_1M2: torch.Tensor) -> NDArray[np.float32]:
-        """[G, g, g] the atlas' drawing on this film, mirrored where the leaves fit that better (dextrocardia)."""
-        turned_1M2 = centroids_1M2[:, list(TWIN_LEAVES)] * torch.tensor([-1.0, 1.0])
-        mirrored = bool(layout_chart(turned_1M2) < layout_chart(centroids_1M2))
-        drawn_GN = lay_drawing(fit_pose(turned_1M2 if mirrored else centroids_1M2), self.side)[0]
-        drawn: NDArray[np.float32] = drawn_GN.view(-1, self.side, self.side).numpy()
-        return drawn[list(TWIN_NODES), :, ::-1] if mirrored else drawn
 
     def _finding_map(self, finding: str) -> NDArray[np.float32]:
         """[g, g] probability that each place shows the finding."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, TWIN_LEAVES, leaves_below
+from ssacl.anatomy import INNER_NODES, LEAF_INDEX, LEAVES, NODE_INDEX, leaves_below
 from ssacl.atlas import CHART, OVERLAPS, RELATIONS
 from ssacl.config import GroundingConfig
 from ssacl.distributed import gather_with_gradient, share_of_global
 from ssacl.losses.region_text import entities, image_entities, region_text
 from ssacl.losses.registration import SCALES, fit_pose, lay_drawing, principal_scales
-from ssacl.losses.warp import patch_centres, swap_sides, warp_maps
+from ssacl.losses.warp import patch_centres, warp_maps
 
 SLOT_COSINE = 0.1
 """Cosine between two leaves' maps below which they do not repel each other."""
@@ -59,7 +59,7 @@ class GroundingInputs:
     visible_BV: Tensor | None = None
     """int64 patch indices of the visible patches of the masked pass."""
     warp: Tensor | None = None
-    """[B, 5] angle (radians), log scale, shift x, shift y (half-widths), mirror (0 or 1) from unmasked to masked picture."""
+    """[B, 4] angle (radians), log scale, shift x, shift y (half-widths) from unmasked to masked picture."""
     region_BMD: Tensor | None = None
     """Attention-pooled region features of the leaves in the common space."""
     sentences_SD: Tensor | None = None
@@ -135,7 +135,7 @@ def _terms(config: GroundingConfig, inputs: GroundingInputs) -> dict[str, Tensor
     return terms
 
 
-def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_B5: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_B4: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     """The masked pass' attention follows the warp of its picture, both restricted to the visible patches; means over leaves in sight.
 
     Leaves with under `MIN_VISIBLE_MASS` of their mass on visible patches (masked away or warped out of the picture) are skipped.
@@ -147,10 +147,10 @@ def equivariance(leaf_BMN: Tensor, masked_BMV: Tensor, visible_BV: Tensor, warp_
         hardly pulls once broad maps overlap; the second goes on until they lie on each other.
     """
     with torch.no_grad():
-        warped_BMN, _ = warp_maps(swap_sides(leaf_BMN, warp_B5, TWIN_LEAVES), warp_B5, grid)
+        warped_BMN, _ = warp_maps(leaf_BMN, warp_B4, grid)
         target_BMV = warped_BMN.gather(2, visible_BV[:, None].expand(-1, leaf_BMN.shape[1], -1))
         # Magnifying by e^s spreads each unit of mass over e^2s cells of the resampled map.
-        share_BM = target_BMV.sum(-1) * (-2.0 * warp_B5[:, 1:2].float()).exp()
+        share_BM = target_BMV.sum(-1) * (-2.0 * warp_B4[:, 1:2].float()).exp()
         seen_BM = (share_BM >= MIN_VISIBLE_MASS).float()
         target_BMV = _renormalised(target_BMV)
     masked_BMV = _renormalised(masked_BMV)

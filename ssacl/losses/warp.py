@@ -1,12 +1,10 @@
 """The warp of the masked pass: one affine map, applied alike to a picture and to the attention maps over it.
 
-A warp row is (angle, log scale, shift x, shift y, mirror). What stands at p = (x, y) moves to e^s R(angle) (+-x, y) + shift, minus where
-mirror is 1, with x right, y down and the square image [-1, 1]^2; a positive angle turns clockwise as seen on the image.
+A warp row is (angle, log scale, shift x, shift y). What stands at p = (x, y) moves to e^s R(angle) p + shift, with x right, y down
+and the square image [-1, 1]^2; a positive angle turns clockwise as seen on the image.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +23,7 @@ def patch_centres(grid: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.stack((x, y), dim=-1).reshape(-1, 2)
 
 
-def warp_images(image_BCHW: Tensor, warp_B5: Tensor, padding_B: Tensor, black: float = BLACK) -> Tensor:
+def warp_images(image_BCHW: Tensor, warp_B4: Tensor, padding_B: Tensor, black: float = BLACK) -> Tensor:
     """Warped pictures, bilinear. Outside the old frame: black, the border's pixels, or the picture reflected, per row.
 
     Parameters
@@ -36,7 +34,7 @@ def warp_images(image_BCHW: Tensor, warp_B5: Tensor, padding_B: Tensor, black: f
         int64 codes: 0 zeros (filled with `black`), 1 border, 2 reflection.
     """
     side = image_BCHW.shape[-1]
-    source = _source_points(warp_B5, patch_centres(side, image_BCHW.device)).view(-1, side, side, 2)
+    source = _source_points(warp_B4, patch_centres(side, image_BCHW.device)).view(-1, side, side, 2)
     outside = (source.abs() > 1).any(-1)
     folded = 1 - ((source + 1).remainder(4) - 2).abs()
     source = torch.where((padding_B == PADDING_REFLECTION)[:, None, None, None], folded, source)
@@ -45,7 +43,7 @@ def warp_images(image_BCHW: Tensor, warp_B5: Tensor, padding_B: Tensor, black: f
     return warped.masked_fill(filled[:, None], black)
 
 
-def warp_maps(maps_BGN: Tensor, warp_B5: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+def warp_maps(maps_BGN: Tensor, warp_B4: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     """Maps over patches, moved as `warp_images` moves the picture: bilinear, zero where the old picture does not reach.
 
     Returns
@@ -54,7 +52,7 @@ def warp_maps(maps_BGN: Tensor, warp_B5: Tensor, grid: int) -> tuple[Tensor, Ten
         maps [B, G, N] float32, not renormalised (values are kept, so mass grows with e^2s and is lost at the frame), and
         inside [B, N] bool: patches whose centre shows something of the old picture.
     """
-    source = _source_points(warp_B5, patch_centres(grid, maps_BGN.device))
+    source = _source_points(warp_B4, patch_centres(grid, maps_BGN.device))
     maps = maps_BGN.float().view(*maps_BGN.shape[:2], grid, grid)
     # Border instead of zero padding: half of an edge patch's map must not fade away.
     moved = functional.grid_sample(maps, source.view(-1, grid, grid, 2), mode="bilinear", padding_mode="border", align_corners=False)
@@ -62,19 +60,9 @@ def warp_maps(maps_BGN: Tensor, warp_B5: Tensor, grid: int) -> tuple[Tensor, Ten
     return moved.flatten(2) * inside[:, None], inside
 
 
-def swap_sides(values_BKX: Tensor, warp_B5: Tensor, twins: Sequence[int]) -> Tensor:
-    """What stands for right and left anatomies, exchanged in the rows whose warp mirrors: the right side of a mirrored film was its left.
-
-    `twins` has the index of each anatomy's twin along K.
-    """
-    swapped: Tensor = torch.where(warp_B5[:, 4, None, None] > 0, values_BKX[:, list(twins)], values_BKX)
-    return swapped
-
-
-def _source_points(warp_B5: Tensor, points_N2: Tensor) -> Tensor:
+def _source_points(warp_B4: Tensor, points_N2: Tensor) -> Tensor:
     """[B, N, 2] where the content that the warp brings to `points_N2` stood before."""
-    angle, log_scale, shift = warp_B5[:, 0].float(), warp_B5[:, 1].float(), warp_B5[:, None, 2:4].float()
+    angle, log_scale, shift = warp_B4[:, 0].float(), warp_B4[:, 1].float(), warp_B4[:, None, 2:].float()
     cos, sin = angle.cos() * (-log_scale).exp(), angle.sin() * (-log_scale).exp()
     inverse_B22 = torch.stack((cos, sin, -sin, cos), dim=-1).view(-1, 2, 2)
-    side_B2 = torch.stack((1 - 2 * warp_B5[:, 4].float(), torch.ones_like(angle)), -1)
-    return (points_N2 - shift) @ inverse_B22.transpose(1, 2) * side_B2[:, None]
+    return (points_N2 - shift) @ inverse_B22.transpose(1, 2)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssacl.anatomy import FINDINGS, LEAVES, TWIN_NODES
+from ssacl.anatomy import FINDINGS, LEAVES
 from ssacl.config import Config, LossConfig, ModelConfig, OptimConfig
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
 from ssacl.losses import Losses, published
 from ssacl.losses.balance import Balance
 from ssacl.losses.grounding import GroundingInputs, grounding_losses
-from ssacl.losses.warp import swap_sides, warp_images
+from ssacl.losses.warp import warp_images
 from ssacl.models.divided import full_shape
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import RegionHead
@@ -175,10 +175,9 @@ class SSACL(nn.Module):
     def _contrastive(self, batch: Batch, queries_GD: Tensor, encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, ground = self.losses, self.losses.grounding
         keep_BV, removed_BR = published.split_patches(batch.mask_noise, losses.mask_ratio)
-        image, nodes_BGD = batch.image, encoded.nodes_BGD
+        image = batch.image
         if ground.enabled and ground.equivariance > 0:
             image = warp_images(image, batch.warp, batch.warp_padding)
-            nodes_BGD = swap_sides(nodes_BGD, batch.warp, TWIN_NODES)
         masked = self.encoder(image, queries_GD, keep_BV)
         # The released class token changes with the queries, so that its reconstruction pass cannot be shared.
         plain = self.encoder(image, None, keep_BV) if self.official else masked
@@ -192,7 +191,7 @@ class SSACL(nn.Module):
             ),
             "anatomy_reconstruction": published.anatomy_reconstruction(
                 restore_inner_nodes(self.decoder, masked.queries_BKD, losses.recursive_anatomy and not self.official),
-                inner_node_pixels(self.decoder, nodes_BGD),
+                inner_node_pixels(self.decoder, encoded.nodes_BGD),
             ),
             "anatomical_consistency": published.anatomical_consistency(
                 encoded.leaves_BMD,
