@@ -74,9 +74,11 @@ class FaultyS3(ThreadingHTTPServer):
     def is_down_now(self) -> bool:
         """Whether `down_for` closes this request."""
         with self._lock:
-            self.down_for -= self.down_for > 0
-            self.injected["down"] += self.down_for > 0
-            return self.down_for > 0
+            if self.down_for <= 0:
+                return False
+            self.down_for -= 1
+            self.injected["down"] += 1
+            return True
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are what this is for."""

@@ -71,7 +71,7 @@ def set_attribute(proxy: FaultyS3, name: str, value: Any) -> Callable[[], None]:
 @pytest.mark.external
 def test_a_store_that_is_away_for_a_while_is_waited_for(data: Path, whole: TrainingOutcome, proxy: FaultyS3) -> None:
     outcome = train(s3_config(data, patience_s=60.0), At(2, set_attribute(proxy, "down_for", 40)))
-    assert proxy.injected["down"] == 39
+    assert proxy.injected["down"] == 40
     assert steps(outcome) == steps(whole)
     assert outcome.manifest["model_version"] == whole.manifest["model_version"]
 

@@ -118,6 +118,8 @@ class DeepSpeedEngine(EngineBase):
         writer = self._engine.checkpoint_engine
         # DeepSpeed collects, we write; nor need it make copies of its own.
         writer.save, writer.preserves_storage_sharing = copies.add, lambda: False
+        # Nor put scripts beside the states: a full disk must not stop one rank between the barriers of DeepSpeed's saving.
+        self._engine._copy_recovery_script = lambda folder: None
         # The version is what the converter to the universal layout asks for.
         client = {"steps_done": self.steps_done, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client, save_latest=False)
@@ -169,6 +171,10 @@ class DeepSpeedEngine(EngineBase):
         # In stage 3 DeepSpeed gives every group the settings of the first.
         for group, own in zip(self._optimizer.param_groups, groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
+        if self._whole is not None:
+            # And every group one and the same step counter, which each would raise.
+            for state in self._optimizer.optimizer.state.values():
+                state["step"] = state["step"].clone()
         return client
 
     def full_state(self) -> dict[str, Tensor]:

@@ -41,12 +41,15 @@ class EventFiles:
             self._open(step)
         if self._missing:
             return
-        for name, value in record.get("losses", {}).items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
-        for name in _FIGURES:
-            if name in record:
-                self._writer.add_scalar(f"step/{name}", record[name], step)
-        self._writer.flush()
+        try:
+            for name, value in record.get("losses", {}).items():
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+            for name in _FIGURES:
+                if name in record:
+                    self._writer.add_scalar(f"step/{name}", record[name], step)
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
 
     def store(self) -> None:
         """Put what was written into object storage."""
@@ -55,10 +58,18 @@ class EventFiles:
                 self._storage.upload(path.name, path)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._give_up(error)
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def _give_up(self, error: OSError) -> None:
+        """Curves alone are no reason to stop a run: what it cannot do without says so itself."""
+        logger.warning("no more TensorBoard files: %s", error.strerror)
+        self._missing, self._writer = True, None
 
     def _open(self, step: int) -> None:
         try:

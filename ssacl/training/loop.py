@@ -44,7 +44,7 @@ from ssacl.training.frozen import freeze_samples
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.memory import keep_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
-from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, run_storage, save_random_state
+from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, random_path, random_state, run_storage
 from ssacl.training.samples import SampleReports
 from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.settings import run_settings
@@ -269,8 +269,9 @@ class _Run:
 
     def _save_engine(self, plan: StagePlan, engine: Engine, step: int) -> None:
         def write(folder: Path) -> HostCopies:
-            save_random_state(folder, self.world_rank)
-            return engine.save(folder)
+            copies = engine.save(folder)
+            copies.add(random_state(), random_path(folder, self.world_rank))
+            return copies
 
         self._save(Position(plan.index, step), write)
 

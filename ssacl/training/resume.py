@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ssacl.config import Config
 from ssacl.data.storage import Storage, open_storage
@@ -122,7 +123,8 @@ class RunStore:
         folder, failure, copies = self._new_folder(), "", None
         try:
             copies = write(folder)
-        except (SSACLError, OSError) as error:
+        # Whatever it is: the other ranks wait for an answer. PyTorch's writer raises a RuntimeError on a full disk.
+        except Exception as error:
             failure = _reason(error)
 
         def store() -> None:
@@ -181,7 +183,6 @@ class RunStore:
             hashes = folder_hashes(folder)
             for name in hashes if not failure else ():
                 target.upload(name, folder / name)
-        # Whatever it is: the other ranks wait for an answer. PyTorch's writer raises a RuntimeError on a full disk.
         except Exception as error:
             failure = failure or _reason(error)
         parts = gather_objects((failure, hashes), self._group)
@@ -214,6 +215,7 @@ class RunStore:
 def _reason(error: Exception) -> str:
     if isinstance(error, SSACLError):
         return str(error)
+    logger.info("a part of a checkpoint could not be written", exc_info=error)
     said = error.strerror if isinstance(error, OSError) else None
     return f"{said or type(error).__name__}. Free space in {tempfile.gettempdir()}, or set TMPDIR to another place."
 
@@ -249,17 +251,22 @@ def on_rank_0(action: Callable[[], Any], world_rank: int, group: dist.ProcessGro
     return value
 
 
-def save_random_state(folder: Path, world_rank: int) -> None:
+def random_path(folder: Path, world_rank: int) -> Path:
+    """Where a checkpoint keeps a rank's `random_state`."""
+    return folder / f"random-{world_rank}.pt"
+
+
+def random_state() -> dict[str, Tensor]:
     """This rank's generators (dropout)."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, folder / f"random-{world_rank}.pt")
+    return state
 
 
 def load_random_state(folder: Path, world_rank: int) -> None:
     """Take the generators up again; a rank that did not exist when the checkpoint was written keeps its own."""
-    path = folder / f"random-{world_rank}.pt"
+    path = random_path(folder, world_rank)
     if not path.exists():
         return
     state = torch.load(path, map_location="cpu", weights_only=True)
