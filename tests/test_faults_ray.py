@@ -84,9 +84,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def run_while(place: Place, config: Config, happens: Callable[[], None]) -> None:
     """Train while `happens` does its worst: every optimizer step is counted once, and its losses are those of the run left alone."""
     with ThreadPoolExecutor(1) as pool:
-        happened = pool.submit(happens)
-        result = run_training(config, progress=False, out_folder=place.folder / "out")
-        happened.result()
+        running = pool.submit(run_training, config, progress=False, out_folder=place.folder / "out")
+        try:
+            # Here, for Ray starts nodes from the main thread only.
+            happens()
+        finally:
+            for process in actors("RayTrainWorker"):
+                process.resume()
+        result = running.result()
     ran, alone = ([(r["step"], r["losses"]) for r in metrics if r["event"] == "step"] for metrics in (result.metrics, place.alone.metrics))
     assert [step for step, _ in ran] == list(range(1, NUM_STEPS + 1))
     for (step, losses), (_, expected) in zip(ran, alone, strict=True):
