@@ -36,7 +36,7 @@ from ssacl.config import Config, parse_config
 from ssacl.data.records import Batch
 from ssacl.errors import ConfigError
 from ssacl.models.ssacl import SSACL
-from ssacl.training.memory import keep_freed_memory
+from ssacl.training.memory import set_freed_memory
 from ssacl.training.speed import matmul_peak
 
 logger = logging.getLogger("train_step")
@@ -187,7 +187,7 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
     """Run a fresh model for `warm_up` + `steps` steps and add the times of the last `steps`."""
     device = torch.device(options.device)
     # Ours as `ssacl train` runs; the release does no such thing.
-    keep_freed_memory(timed.wiring != "release" and not options.default_allocator)
+    set_freed_memory("kept" if timed.wiring != "release" and not options.default_allocator else "default")
     config = configuration(options.preset, timed.wiring, timed.checkpointing)
     model, batch = build(config, timed.wiring, device, timed.without), random_batch(config, options.batch, device)
     core: SSACL = model.model if isinstance(model, ReleaseWork) else model  # type: ignore[assignment]
@@ -222,7 +222,7 @@ def time_steps(timed: Timed, options: argparse.Namespace, steps: int, warm_up: i
     del model, core, optimizer, batch, total, groups
     gc.collect()
     # The next variant's memory is counted from nothing.
-    keep_freed_memory(False)
+    set_freed_memory("default")
 
 
 def measure(options: argparse.Namespace) -> Measurement:

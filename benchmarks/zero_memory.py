@@ -34,6 +34,7 @@ from ssacl.models.ssacl import SSACL
 from ssacl.training.deepspeed_engine import DeepSpeedEngine, construction
 from ssacl.training.engine import make_engine
 from ssacl.training.footprint import rank_memory
+from ssacl.training.memory import set_freed_memory
 from ssacl.training.stages import plan_stages
 
 logger = logging.getLogger("zero_memory")
@@ -104,6 +105,8 @@ def held(engine: DeepSpeedEngine, model: SSACL, zero_stage: int) -> dict[str, in
 
 def train(config: Config, num_steps: int) -> dict[str, Any]:
     """Build the model and take a few steps; sizes, bytes held before the last step, and peaks above what there was before."""
+    # As training does.
+    set_freed_memory("returned" if config.engine.zero_stage == 3 else "kept")
     gc.collect()
     forget_peak()
     baseline = resident("VmRSS")

@@ -19,7 +19,7 @@ from benchmarks.train_flops import step_flops
 from benchmarks.train_step import SIZES, build, configuration, measure, random_batch, total_loss
 from ssacl.models import vision
 from ssacl.models.ssacl import SSACL
-from ssacl.training.memory import keep_freed_memory
+from ssacl.training.memory import Way, set_freed_memory
 from ssacl.training.speed import matmul_peak
 
 TINY = {
@@ -118,15 +118,15 @@ def test_a_comparison_has_ratios_and_every_figure(monkeypatch: pytest.MonkeyPatc
     assert figures["paper_fp32"]["gflop"] < figures["release_fp32"]["gflop"]
     single = measure(options())
     assert single.figures["mfu"] > 0
-    keep_freed_memory(False)
+    set_freed_memory("default")
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_the_allocator_can_be_set_both_ways(keep: bool) -> None:
+@pytest.mark.parametrize("way", ["kept", "returned", "default"])
+def test_the_allocator_can_be_set(way: Way) -> None:
     try:
-        assert keep_freed_memory(keep) == hasattr(ctypes.CDLL(None), "mallopt")
+        assert set_freed_memory(way) == hasattr(ctypes.CDLL(None), "mallopt")
     finally:
-        keep_freed_memory(False)
+        set_freed_memory("default")
 
 
 def test_the_batch_is_the_same_every_time() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,16 @@ from torch import Tensor, nn
 
 from ssacl.config import EngineConfig
 from ssacl.distributed import world_rank, world_size
-from ssacl.errors import CheckpointError, ConfigError, TrainingError
+from ssacl.errors import CheckpointError, ConfigError
 from ssacl.models.divided import divided_language_model, full_size, is_divided, whole_state
 from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, set_learning_rates
 from ssacl.training.host_copies import HostCopies
+from ssacl.training.kernels import load_kernels
 from ssacl.training.stages import StagePlan
 from ssacl.training.universal import convert_checkpoint
 from ssacl.training.zero3 import WholeParameters, forget, hooks_on, rank_state, restore_frozen, zero3_settings
 
 _TAG, _ORIGIN = "deepspeed", "deepspeed.json"
-STALE_LOCK_S = 900.0
-"""A lock of the compiler that is older than this has no compiler any more; DeepSpeed's small kernels take a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class DeepSpeedEngine(EngineBase):
         self._forward = StageForward(model, stage.kind, config.precision, device)
         self._divided = {name for name, tensor in model.state_dict(keep_vars=True).items() if is_divided(tensor)}
         whole = [parameter for parameter in model.parameters() if not is_divided(parameter)]
-        _refuse_stale_locks()
+        load_kernels()
         zero3 = config.zero_stage == 3
         assert not zero3 or self._divided, "a model for ZeRO 3 is built inside construction()"
         with hooks_on(self._forward, model.get_submodule("language")) if zero3 else nullcontext():
@@ -196,22 +193,8 @@ def construction(config: EngineConfig) -> AbstractContextManager[None]:
     """In which a model for `config` is built: under ZeRO 3 the language model is divided over the ranks as it is made."""
     if config.kind != "deepspeed" or config.zero_stage != 3:
         return nullcontext()
+    load_kernels()
     return divided_language_model(deepspeed_tree(config, 0.0))
-
-
-def _refuse_stale_locks() -> None:
-    """A process that is killed while DeepSpeed compiles leaves a lock behind, for which every later one would wait for ever."""
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in (*root.glob("deepspeed*/lock"), *root.glob("*/deepspeed*/lock")):
-        with suppress(FileNotFoundError):
-            age_s = time.time() - lock.stat().st_mtime
-            if age_s > STALE_LOCK_S:
-                raise TrainingError(
-                    f"DeepSpeed cannot load its kernels: the lock {lock} is {age_s / 60:.0f} minutes old, left by a build that was killed. "
-                    "Delete that file, then run the same command again."
-                )
 
 
 def deepspeed_tree(config: EngineConfig, clip_norm: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from ssacl.training.engine import Engine, make_engine
 from ssacl.training.events import EventFiles
 from ssacl.training.frozen import freeze_samples
 from ssacl.training.host_copies import HostCopies
-from ssacl.training.memory import keep_freed_memory
+from ssacl.training.memory import set_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
 from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, random_path, random_state, run_storage
 from ssacl.training.samples import SampleReports
@@ -88,8 +88,10 @@ def train(
     ConfigError, DataError, StorageError
         The settings contradict each other, the data set is empty, or storage cannot be reached.
     """
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
+    if config.engine.kind == "deepspeed" and config.engine.zero_stage == 3:
+        set_freed_memory("returned")
+    elif torch.device(device).type == "cpu":
+        set_freed_memory("kept")
     config = fit_batch(config, world_size)
     return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
@@ -12,19 +13,29 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGEST = 2**31 - 1
 _DYNAMIC_LIMIT = 32 * 2**20
 """Where glibc's own, moving threshold ends up in a process that frees large blocks."""
+_MIB = 2**20
+_SETTINGS = {
+    "kept": ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST)),
+    "returned": ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 2 * _MIB), (_MMAP_THRESHOLD, _MIB)),
+    "default": ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 2 * _DYNAMIC_LIMIT), (_MMAP_THRESHOLD, _DYNAMIC_LIMIT)),
+}
 
 
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Let the process keep what it frees, instead of giving every large block back to the system; False where that cannot be set.
+Way = Literal["kept", "returned", "default"]
 
-    The tensors of a step are freed and asked for again in the next one. Taken from the system anew, each of their pages costs a fault: at
-    base size in bfloat16 that is 4 to 7 % of a step on a quiet machine, and was half of it on a crowded one. The price is that the process
-    stays as large as it once was.
+
+def set_freed_memory(way: Way) -> bool:
+    """Say what becomes of the memory that this process frees; False where that cannot be set.
 
     Parameters
     ----------
-    keep
-        False goes back to glibc's way, and gives back what is free now.
+    way
+        "kept": stays with the process. The tensors of a step are freed and asked for again in the next one; taken from the system anew,
+        each of their pages costs a fault: at base size in bfloat16 that is 4 to 7 % of a step on a quiet machine, and was half of it on a
+        crowded one. The price is that the process stays as large as it once was.
+        "returned": blocks of 1 MiB and more go back at once. For a model whose weights are whole for moments only (ZeRO 3): under glibc's
+        own way the moments add up, to twice what a rank holds after the construction of a language model of 350 million numbers.
+        "default": glibc's way; what is free now is given back.
     """
     try:
         library = ctypes.CDLL(None)
@@ -32,12 +43,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
     except (OSError, AttributeError):
         logger.info("This system's allocator is not glibc's; it is left as it is.")
         return False
-    settings = (
-        ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST))
-        if keep
-        else ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 2 * _DYNAMIC_LIMIT), (_MMAP_THRESHOLD, _DYNAMIC_LIMIT))
-    )
-    done = all(mallopt(option, value) == 1 for option, value in settings)
-    if not keep:
+    done = all(mallopt(option, value) == 1 for option, value in _SETTINGS[way])
+    if way != "kept":
         trim(0)
     return done

@@ -30,6 +30,7 @@ def zero3_settings() -> dict[str, Any]:
     return {
         "stage3_prefetch_bucket_size": LIVE_NUMBERS,
         "stage3_max_reuse_distance": LIVE_NUMBERS,
+        "stage3_max_live_parameters": LIVE_NUMBERS,
         "stage3_param_persistence_threshold": SMALL_NUMBERS,
         "reduce_bucket_size": LIVE_NUMBERS,
         # It would replace torch.nn.functional.linear for the whole process.
