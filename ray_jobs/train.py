@@ -22,9 +22,11 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from ray_jobs.board import RayReporter, live_line, new_board, raise_named
-from ray_jobs.elastic import FollowNodes, forget_request, require_room, resources_per_worker, worker_counts
+from ray_jobs.elastic import FollowNodes, free_room, placement_groups, require_room, resources_per_worker, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
@@ -89,7 +91,7 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
 
 
 def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
-    board = new_board()
+    board, kept = new_board(), placement_groups()
     with (
         tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
         live_line(board, progress),
@@ -103,8 +105,12 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
                 break
             except RayActorError:
                 # What the train workers die of is another error: this is the controller, whose workers end with it.
+                if not ray.is_initialized():
+                    raise TrainingError(
+                        "Ray was shut down during the run. Run the same command again: it continues at the last checkpoint."
+                    ) from None
                 raise_named(board)
-                forget_request(trainer.train_run_context.run_id)
+                free_room(trainer.train_run_context.run_id, kept)
                 board.post.remote({"event": "restart", "note": "Ray Train's controller was lost and is started again"})
             except Exception as error:
                 raise_named(board)
@@ -152,6 +158,9 @@ class _Trainer(TorchTrainer):
     """In place of Ray's own."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # Each costs an actor, and seconds: Ray's datasets are not used here, and `free_room` removes placement groups.
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback)
+        parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, needless)]
         return super()._initialize_and_run_controller(**parts | ({"scaling_policy": self.policy} if self.policy else {}))
 
     def _register_sigint_handler(self, controller: Any) -> None:
