@@ -158,55 +158,47 @@ def actors(name: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_node_is_lost_and_another_comes(cluster: Cluster, place: Place) -> None:
-    config = place.config("elastic", {"kind": "torch"}, num_train_workers=[1, 2], resize_check_s=1.0)
+def test_a_worker_a_node_and_the_controller_are_lost_and_a_node_comes(cluster: Cluster, place: Place) -> None:
+    """Faults in one run, each after a checkpoint of the group that took up the one before. A hung worker: test_hang_ray.py."""
+    config = place.config("faults", {"kind": "torch"}, num_train_workers=[1, 2], resize_check_s=1.0)
+    past: set[int] = set()
 
     def sizes() -> list[int]:
-        return [manifest["world_size"] for manifest in place.manifests("elastic")]
+        return [manifest["world_size"] for manifest in place.manifests("faults")]
 
-    def lose_and_regain(run: Running) -> None:
-        run.wait_for("a checkpoint of 2 train workers", sizes)
+    def next_group(run: Running, size: int) -> list[psutil.Process]:
+        known = len(sizes())
+
+        def stored() -> list[psutil.Process]:
+            """The train workers, all of them new ones, once they have a checkpoint."""
+            found = actors("RayTrainWorker") if sizes()[known:][-1:] == [size] else []
+            return found if len(found) == size and past.isdisjoint(process.pid for process in found) else []
+
+        found: list[psutil.Process] = run.wait_for(f"a checkpoint of {size} new train workers after {len(past)} others", stored)
+        past.update(process.pid for process in found)
+        return found
+
+    def break_things(run: Running) -> None:
+        next_group(run, 2)[-1].kill()
+        next_group(run, 2)
         lost = next(iter(cluster.worker_nodes))
         # As when the power fails: all processes of the node at once.
         for process in psutil.Process(lost.all_processes["raylet"][0].process.pid).children(recursive=True):
             process.kill()
         cluster.remove_node(lost, allow_graceful=False)
-        run.wait_for("a checkpoint of 1 train worker", lambda: sizes()[-1] == 1)
-        for process in actors("RayTrainWorker"):
-            # So that the run does not end before the node has come.
-            process.suspend()
-        cluster.add_node(num_cpus=1)
-        run.wait_for("a checkpoint of 2 train workers again", lambda: sizes()[-1] == 2)
-
-    run_while(place, config, lose_and_regain)
-    assert [size for size, before in zip(sizes(), [0, *sizes()], strict=False) if size != before] == [2, 1, 2]
-
-
-def test_a_worker_hangs_another_is_killed_and_then_the_controller(cluster: Cluster, place: Place) -> None:
-    """Three faults in one run, each after a checkpoint of the group that took up the one before."""
-    config = place.config("faults", {"kind": "torch"}, num_train_workers=2, hang_limit_s=8.0)
-    groups: list[set[int]] = []
-
-    def next_group(run: Running) -> list[psutil.Process]:
-        known = len(place.manifests("faults"))
-        run.wait_for(f"a checkpoint of group {len(groups) + 1}", lambda: len(place.manifests("faults")) > known)
-        found = actors("RayTrainWorker")
-        groups.append({process.pid for process in found})
-        return found
-
-    def break_things(run: Running) -> None:
-        next_group(run)[-1].suspend()
-        next_group(run)[-1].kill()
-        for process in next_group(run):
-            # So that the run does not end while the news spreads.
-            process.suspend()
+        [worker] = next_group(run, 1)
+        # So that the run does not end while the news spreads.
+        worker.suspend()
         [controller] = actors("TrainController")
         controller.kill()
-        next_group(run)
+        [worker] = next_group(run, 1)
+        # Nor before the node has come.
+        worker.suspend()
+        cluster.add_node(num_cpus=1)
+        next_group(run, 2)
 
     run_while(place, config, break_things)
-    assert [len(group) for group in groups] == [2, 2, 2, 2]
-    assert len(set().union(*groups)) == 8, "each fault ended both train workers"
+    assert [size for size, before in zip(sizes(), [0, *sizes()], strict=False) if size != before] == [2, 1, 2]
 
 
 def test_an_error_of_a_train_worker_arrives_by_its_name(cluster: Cluster, place: Place) -> None:
