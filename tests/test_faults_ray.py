@@ -37,15 +37,22 @@ QUICK = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 """Ray's limits, for large clusters, made seconds; and none of its actors that these runs do without."""
-NODE_LOST = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-KILLED = {"kill_worker_timeout_milliseconds": 500}
+SYSTEM = {
+    # A lost node is noticed, and a stopped process ended, within seconds.
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "kill_worker_timeout_milliseconds": 500,
+    # Ray's 15 lets anything else on the machine go first, and its 1 on a node with one CPU starts processes one after the other.
+    "worker_niceness": 0,
+    "worker_maximum_startup_concurrency": 2,
+}
 HEAD = {
     "num_cpus": 1,
     "include_dashboard": False,
     "include_log_monitor": False,
     "no_monitor": True,
-    # Ray's 15 lets anything else on the machine go first.
-    "_system_config": NODE_LOST | KILLED | {"worker_niceness": 0},
+    "_system_config": SYSTEM,
 }
 
 
