@@ -20,10 +20,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from ray_jobs.board import RayReporter, live_line, new_board, raise_named
 from ray_jobs.elastic import FollowNodes, free_room, placement_groups, require_room, resources_per_worker, worker_counts
@@ -38,6 +39,9 @@ from ssacl.training.reporter import MetricsLog
 from ssacl.training.resume import run_storage
 
 logger = logging.getLogger(__name__)
+
+_ANSWER_S = 5.0
+"""Longest time that the board may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -149,19 +153,38 @@ def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.policy = FollowNodes(scaling, counts, board) if elastic else None
+    trainer.policies = {"failure_policy": NamedIsFinal(trainer.run_config.failure_config, board)}
+    if elastic:
+        trainer.policies["scaling_policy"] = FollowNodes(scaling, counts, board)
     return trainer
 
 
+class NamedIsFinal(DefaultFailurePolicy):
+    """No group is started again once a train worker has told `board` a named error."""
+
+    def __init__(self, failure_config: ray.train.FailureConfig, board: Any) -> None:
+        super().__init__(failure_config)
+        self._board = board
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        decision = super().make_decision(training_failed_error)
+        try:
+            named = ray.get(self._board.failure.remote(), timeout=_ANSWER_S) is not None
+        except (RayError, TimeoutError):
+            # Looked at again by each train worker of the next group.
+            named = False
+        return FailureDecision.RAISE if named else decision
+
+
 class _Trainer(TorchTrainer):
-    policy: FollowNodes | None = None
+    policies: dict[str, Any]
     """In place of Ray's own."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # Each costs an actor, and seconds: Ray's datasets are not used here, and `free_room` removes placement groups.
         needless = (DatasetsCallback, PlacementGroupCleanerCallback)
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, needless)]
-        return super()._initialize_and_run_controller(**parts | ({"scaling_policy": self.policy} if self.policy else {}))
+        return super()._initialize_and_run_controller(**parts | self.policies)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         # Ray's handler ends the process behind the caller's back, with exit code 1, and stays after the run. Without it Ctrl-C is the

@@ -61,6 +61,8 @@ def nodes() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in QUICK.items():
             environment.setenv(name, value)
+        # Each process of Ray would compile all of Ray again.
+        environment.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         running = Cluster(initialize_head=True, head_node_args=HEAD)
         try:
             yield running
