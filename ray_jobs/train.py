@@ -109,15 +109,11 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
                 break
             except RayActorError:
                 # What the train workers die of is another error: this is the controller, whose workers end with it.
-                if not ray.is_initialized():
-                    raise TrainingError(
-                        "Ray was shut down during the run. Run the same command again: it continues at the last checkpoint."
-                    ) from None
-                raise_named(board)
+                _raise_named(board)
                 free_room(trainer.train_run_context.run_id, kept)
                 board.post.remote({"event": "restart", "note": "Ray Train's controller was lost and is started again"})
             except Exception as error:
-                raise_named(board)
+                _raise_named(board)
                 causes = getattr(error, "worker_failures", None) or {0: error}
                 first = "; ".join(sorted({_last_line(cause) for cause in causes.values()}))
                 raise TrainingError(
@@ -130,6 +126,13 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
                 "and into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
             )
         raise_named(board)
+
+
+def _raise_named(board: Any) -> None:
+    # Asked for the board, Ray would start again by itself.
+    if not ray.is_initialized():
+        raise TrainingError("Ray was shut down during the run. Run the same command again: it continues at the last checkpoint.")
+    raise_named(board)
 
 
 def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -> _Trainer:

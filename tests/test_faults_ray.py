@@ -141,9 +141,7 @@ def run_while(place: Place, config: Config, happens: Callable[[Running], None]) 
         happens(Running(future))
         result = future.result(timeout=GIVE_UP_S)
     except BaseException:
-        # A test that fails does not wait for its run: with the session all of the run's actors end.
-        for process in actors("RayTrainWorker"):
-            process.resume()
+        # A test that fails does not wait for its run: with the session all of the run's actors end, the stopped ones too.
         ray.shutdown()
         thread.join(timeout=30)
         raise
