@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -20,6 +21,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ssacl.config import Config
 from ssacl.errors import ConfigError
@@ -85,8 +87,24 @@ def require_room(config: Config, fewest: int) -> None:
         )
 
 
-def forget_request(run_id: str) -> None:
-    """Free what a controller that died had reserved: it would stand in its successor's way for minutes."""
+def placement_groups() -> set[str]:
+    """The ids of those that hold or await room for this driver's job."""
+    job = ray.get_runtime_context().get_job_id()
+    return {name for name, group in placement_group_table().items() if name.endswith(job) and group["state"] != "REMOVED"}
+
+
+def free_room(run_id: str, kept: set[str]) -> None:
+    """Free what a controller that died has left in its successor's way.
+
+    Its reservation would stand for minutes, and its placement group for as long as this driver runs: Ray ends the workers in it but keeps
+    their CPUs, and its own cleaner asks the dashboard whether the controller lives, which a local Ray does not have.
+
+    Parameters
+    ----------
+    kept : placement groups that were there before the controller.
+    """
+    for name in placement_groups() - kept:
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
     TrainAutoscalingCoordinatorClient(f"train-{run_id}").cancel_resource_request()
 
 

@@ -20,11 +20,14 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from ray_jobs.board import RayReporter, live_line, new_board, raise_named
-from ray_jobs.elastic import FollowNodes, forget_request, require_room, resources_per_worker, worker_counts
+from ray_jobs.elastic import FollowNodes, free_room, placement_groups, require_room, resources_per_worker, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
@@ -36,6 +39,9 @@ from ssacl.training.reporter import MetricsLog
 from ssacl.training.resume import run_storage
 
 logger = logging.getLogger(__name__)
+
+_ANSWER_S = 5.0
+"""Longest time that the board may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
 
 
 def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
-    board = new_board()
+    board, kept = new_board(), placement_groups()
     with (
         tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
         live_line(board, progress),
@@ -103,11 +109,11 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
                 break
             except RayActorError:
                 # What the train workers die of is another error: this is the controller, whose workers end with it.
-                raise_named(board)
-                forget_request(trainer.train_run_context.run_id)
+                _raise_named(board)
+                free_room(trainer.train_run_context.run_id, kept)
                 board.post.remote({"event": "restart", "note": "Ray Train's controller was lost and is started again"})
             except Exception as error:
-                raise_named(board)
+                _raise_named(board)
                 causes = getattr(error, "worker_failures", None) or {0: error}
                 first = "; ".join(sorted({_last_line(cause) for cause in causes.values()}))
                 raise TrainingError(
@@ -120,6 +126,13 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
                 "and into Ray's logs (ray logs), then run the same command again: it continues at the last checkpoint."
             )
         raise_named(board)
+
+
+def _raise_named(board: Any) -> None:
+    # Asked for the board, Ray would start again by itself.
+    if not ray.is_initialized():
+        raise TrainingError("Ray was shut down during the run. Run the same command again: it continues at the last checkpoint.")
+    raise_named(board)
 
 
 def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -> _Trainer:
@@ -143,16 +156,38 @@ def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.policy = FollowNodes(scaling, counts, board) if elastic else None
+    trainer.policies = {"failure_policy": NamedIsFinal(trainer.run_config.failure_config, board)}
+    if elastic:
+        trainer.policies["scaling_policy"] = FollowNodes(scaling, counts, board)
     return trainer
 
 
+class NamedIsFinal(DefaultFailurePolicy):
+    """No group is started again once a train worker has told `board` a named error."""
+
+    def __init__(self, failure_config: ray.train.FailureConfig, board: Any) -> None:
+        super().__init__(failure_config)
+        self._board = board
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        decision = super().make_decision(training_failed_error)
+        try:
+            named = ray.get(self._board.failure.remote(), timeout=_ANSWER_S) is not None
+        except (RayError, TimeoutError):
+            # Looked at again by each train worker of the next group.
+            named = False
+        return FailureDecision.RAISE if named else decision
+
+
 class _Trainer(TorchTrainer):
-    policy: FollowNodes | None = None
+    policies: dict[str, Any]
     """In place of Ray's own."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(**parts | ({"scaling_policy": self.policy} if self.policy else {}))
+        # Each costs an actor, and seconds: Ray's datasets are not used here, and `free_room` removes placement groups.
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback)
+        parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, needless)]
+        return super()._initialize_and_run_controller(**parts | self.policies)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         # Ray's handler ends the process behind the caller's back, with exit code 1, and stays after the run. Without it Ctrl-C is the
