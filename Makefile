@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SERVERS := orthanc orthanc-dicomweb dcmtk
 
+# Bytecode is kept even where the caller's environment says otherwise: each process of Ray imports some thousand modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test setup-servers lint format lock clean
 .DEFAULT_GOAL := help
 
