@@ -7,7 +7,6 @@ import pytest
 import torch
 from evaluation_place import Place, make_place
 
-from ssacl.anatomy import leaf_mask
 from ssacl.data.dicom import read_picture
 from ssacl.data.loader import open_split
 from ssacl.data.shards import read_sample
@@ -31,18 +30,25 @@ def _picture(place: Place):
     return read_picture(read_sample(storage, open_split(storage, "test", purpose="evaluation")[0]).image)
 
 
-def test_with_nothing_removed_the_prefix_is_the_models_own(place: Place) -> None:
+def test_with_nothing_removed_the_model_is_given_its_own(place: Place) -> None:
     loaded, picture = open_model(str(place.model), "cpu"), _picture(place)
+    generator = ReportGenerator(loaded, "cpu")
     image = torch.as_tensor(normalise(load_square(picture.pixels, loaded.config.model.vision.image_size_px)[0]))[None]
-    leaves = torch.tensor([leaf_mask(("left lung",))])
     with torch.inference_mode():
-        expected, expected_mask = loaded.model.prefix(loaded.model.encode(image), leaves)
-    prefix, mask = module._prefix_without(loaded.model, image, torch.zeros(1, 0, dtype=torch.long), leaves)
-    assert torch.allclose(prefix, expected, atol=1e-5)
-    assert torch.equal(mask, expected_mask)
-    fewer, fewer_mask = module._prefix_without(loaded.model, image, torch.tensor([[3, 7]]), leaves)
-    assert (mask != fewer_mask).sum() == 2
-    assert not torch.allclose(fewer[:, :25], expected[:, :25], atol=1e-4), "the leaves no longer see them"
+        encoded = loaded.model.encode(image)
+        expected = generator.conditions(encoded, loaded.model.findings_read(encoded))
+        seen, kept = module._seen_without(loaded.model, image, torch.zeros(1, 0, dtype=torch.long))
+        given = generator.conditions(seen, loaded.model.findings_read(seen))
+        assert torch.allclose(given.prefix, expected.prefix, atol=1e-5)
+        assert given.prompts == expected.prompts
+        assert kept.all()
+        fewer, kept = module._seen_without(loaded.model, image, torch.tensor([[3, 7]]))
+        assert (~kept).nonzero()[:, 1].tolist() == [3, 7]
+        without = loaded.model.prefix(fewer, torch.ones(1, 25, dtype=torch.bool))[0]
+        assert not torch.allclose(without[:, :25], expected.prefix[:, :25], atol=1e-4), "the leaves no longer see them"
+    grid, side = loaded.config.model.vision.grid, loaded.config.model.vision.patch_size_px
+    changed = (fewer.image_BCHW != image)[0].any(0).view(grid, side, grid, side).any(3).any(1)
+    assert changed.flatten().nonzero().flatten().tolist() == [3, 7], "nor does the findings head, which reads the picture"
 
 
 def test_a_sentence_that_rests_on_its_evidence_falls_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +57,7 @@ def test_a_sentence_that_rests_on_its_evidence_falls_more(place: Place, monkeypa
     grid = loaded.config.model.vision.grid
 
     def reading(sign: float):
-        def likelihoods(_loaded: object, _picture: object, draft: object, removals: list[np.ndarray]) -> np.ndarray:
+        def likelihoods(_generator: object, _loaded: object, _picture: object, draft: object, removals: list[np.ndarray]) -> np.ndarray:
             scores = [module._on_patches(sentence.evidence, grid) for sentence in draft.sentences]  # type: ignore[attr-defined]
             return np.array([[-sign * score[removed].sum() for score in scores] for removed in removals])
 
@@ -78,10 +84,11 @@ def test_a_checkpoint_is_measured_from_end_to_end(place: Place) -> None:
 
 def test_sentence_likelihoods_add_up_to_that_of_the_report(place: Place) -> None:
     loaded, picture = open_model(str(place.model), "cpu"), _picture(place)
-    (draft,) = ReportGenerator(loaded, "cpu").generate([picture], FAST)
+    generator = ReportGenerator(loaded, "cpu")
+    (draft,) = generator.generate([picture], FAST)
     nothing = [np.zeros(0, np.int64)]
-    by_sentence = module._sentence_likelihoods(loaded, picture, draft, nothing)
+    by_sentence = module._sentence_likelihoods(generator, loaded, picture, draft, nothing)
     assert by_sentence.shape == (1, len(draft.sentences))
     assert (by_sentence < 0).all()
-    removed = module._sentence_likelihoods(loaded, picture, draft, [np.arange(10)])
+    removed = module._sentence_likelihoods(generator, loaded, picture, draft, [np.arange(10)])
     assert not np.allclose(removed, by_sentence, atol=1e-6), "the picture matters to the words"

@@ -1,8 +1,9 @@
 """Does a sentence rest on the patches that its evidence map shows? Take them away, and the sentence should become less likely.
 
-The patches that hold the most evidence of a sentence are removed from the image (the encoder never sees them, and the language model has
-no slot for them), and the sentence's log-likelihood is read again by the forward pass of training, given the same entities and the same
-text before it. The same is done with as many patches drawn at random.
+The patches that hold the most evidence of a sentence are removed from the image (the encoder never sees them, the findings head sees grey,
+and the language model has no slot for them), and the sentence's log-likelihood is read again by the forward pass of training, given the
+entities and leaves that the model infers from what is left, and the same text before it. The same is done with as many patches drawn at
+random.
 
 Shape letters: B removals, N patches, k removed patches, D vision width.
 """
@@ -10,6 +11,7 @@ Shape letters: B removals, N patches, k removed patches, D vision width.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssacl.anatomy import leaf_mask
 from ssacl.data.dicom import Picture, read_picture
 from ssacl.data.loader import open_split
 from ssacl.data.shards import read_sample
@@ -32,6 +33,7 @@ from ssacl.inference.decoding import GenerationOptions, token_probabilities
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.maps import restrict_to_picture
 from ssacl.inference.report import DraftReport, Sentence
+from ssacl.models.encoded import Encoded
 from ssacl.models.ssacl import SSACL
 from ssacl.training.checkpoint import LoadedModel, open_model
 
@@ -122,8 +124,8 @@ def _film_drops(
         removals.append(candidates[np.argsort(-score_P, kind="stable")[:num_removed]])
     # The draws are shared by the film's sentences: each is a removal of its own all the same.
     removals += [rng.choice(candidates, num_removed, replace=False) for _ in range(NUM_DRAWS)]
-    whole = _sentence_likelihoods(loaded, picture, draft, [np.zeros(0, np.int64)])[0]
-    without = _sentence_likelihoods(loaded, picture, draft, removals)
+    whole = _sentence_likelihoods(generator, loaded, picture, draft, [np.zeros(0, np.int64)])[0]
+    without = _sentence_likelihoods(generator, loaded, picture, draft, removals)
     num_sentences = len(draft.sentences)
     return [
         _Drop(film, _kind(sentence), float(whole[i] - without[i, i]), float(whole[i] - without[num_sentences:, i].mean()))
@@ -145,34 +147,54 @@ def _kind(sentence: Sentence) -> str:
 
 
 def _sentence_likelihoods(
-    loaded: LoadedModel, picture: Picture, draft: DraftReport, removals: list[NDArray[np.int64]]
+    generator: ReportGenerator, loaded: LoadedModel, picture: Picture, draft: DraftReport, removals: list[NDArray[np.int64]]
 ) -> NDArray[np.float64]:
     """[B, sentences] log-likelihood of each sentence of the draft, with each set of patches removed (sets of one size)."""
-    model, tokenizers = loaded.model, loaded.tokenizers
+    model, tokenizer = loaded.model, loaded.tokenizers
     square = load_square(picture.pixels, loaded.config.model.vision.image_size_px)[0]
     image = torch.as_tensor(normalise(square))[None].expand(len(removals), -1, -1, -1)
-    prefix, mask = _prefix_without(model, image, torch.as_tensor(np.stack(removals)), torch.tensor([leaf_mask(draft.anatomy_groups)]))
-    prompt = tokenizers.lm_ids(", ".join(draft.provenance["entities"]) + "\n")
+    with torch.inference_mode():
+        seen, kept_BN = _seen_without(model, image, torch.as_tensor(np.stack(removals)))
+        given = generator.conditions(seen, model.findings_read(seen))
+    mask = torch.cat([given.mask[:, : -kept_BN.shape[1]], kept_BN], 1)
     texts = [" ".join(sentence.text for sentence in draft.sentences[: count + 1]) for count in range(len(draft.sentences))]
-    ends = [0, *(len(tokenizers.lm_ids(text)) for text in texts)]
-    report = tokenizers.lm_ids(texts[-1])
-    probabilities = token_probabilities(model.language, prefix, mask, [prompt] * len(removals), [report] * len(removals))
+    ends = [0, *(len(tokenizer.lm_ids(text)) for text in texts)]
+    report = tokenizer.lm_ids(texts[-1])
+    probabilities = token_probabilities(model.language, given.prefix, mask, given.prompts, [report] * len(removals))
     logs = np.log(np.maximum(np.array(probabilities), _TINY))
     return np.stack([logs[:, start:end].sum(1) for start, end in pairwise(ends)], 1)
 
 
-def _prefix_without(model: SSACL, image: Tensor, removed_Bk: Tensor, leaf_mask_1M: Tensor) -> tuple[Tensor, Tensor]:
-    """The language model's prefix and its mask for images that the encoder sees without some patches."""
+def _seen_without(model: SSACL, image: Tensor, removed_Bk: Tensor) -> tuple[Encoded, Tensor]:
+    """Images encoded without some patches, and the patches that are left, [B, N] bool.
+
+    A removed patch keeps its slot, so that positions stay; it is for the caller to let nothing look at it.
+    """
     num_rows, num_patches = len(image), model.config.vision.num_patches
     kept_BN = torch.ones(num_rows, num_patches, dtype=torch.bool).scatter(1, removed_Bk, False)
     keep_BV = kept_BN.nonzero()[:, 1].view(num_rows, -1)
-    with torch.inference_mode():
-        encoded = model.encode(image, keep_BV)
-        patches = encoded.patches_BND.new_zeros(num_rows, num_patches, encoded.patches_BND.shape[-1])
-        patches = patches.scatter(1, keep_BV[..., None].expand_as(encoded.patches_BND), encoded.patches_BND)
-        # A removed patch keeps its slot, so that positions stay, and nothing looks at it.
-        prefix, mask = model.prefix(dataclasses.replace(encoded, patches_BND=patches), leaf_mask_1M.expand(num_rows, -1))
-        return prefix, torch.cat([mask[:, :-num_patches], kept_BN], 1)
+    encoded = model.encode(image, keep_BV)
+    seen = dataclasses.replace(
+        encoded,
+        patches_BND=_in_all_slots(encoded.patches_BND.transpose(1, 2), keep_BV, num_patches).transpose(1, 2),
+        attention_BGN=_in_all_slots(encoded.attention_BGN, keep_BV, num_patches),
+        image_BCHW=_greyed(image, kept_BN),
+    )
+    return seen, kept_BN
+
+
+def _in_all_slots(kept_BCV: Tensor, keep_BV: Tensor, num_patches: int) -> Tensor:
+    """[B, C, N]: values of the kept patches in their slots, 0 elsewhere."""
+    return kept_BCV.new_zeros(*kept_BCV.shape[:2], num_patches).scatter(2, keep_BV[:, None].expand_as(kept_BCV), kept_BCV)
+
+
+def _greyed(image_BCHW: Tensor, kept_BN: Tensor) -> Tensor:
+    """The images with removed patches in the mean grey of the rest."""
+    grid = math.isqrt(kept_BN.shape[1])
+    kept = kept_BN.view(-1, 1, grid, grid).to(image_BCHW.dtype)
+    kept = kept.repeat_interleave(image_BCHW.shape[2] // grid, 2).repeat_interleave(image_BCHW.shape[3] // grid, 3)
+    mean = (image_BCHW * kept).sum((2, 3), keepdim=True) / kept.sum((2, 3), keepdim=True)
+    return image_BCHW * kept + mean * (1 - kept)
 
 
 def _summary(drops: list[_Drop], rng: np.random.Generator) -> dict[str, Any]:

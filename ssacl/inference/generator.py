@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,18 @@ __all__ = ["GenerationOptions", "ReportGenerator", "TimeLimitError"]
 logger = logging.getLogger(__name__)
 _DEFAULT_THRESHOLD = 0.5
 _Rows = TypeVar("_Rows", Encoded, FindingsRead)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the language model writes from: prefix and mask, and as prompts the entities that the findings head saw, film by film."""
+
+    prefix: Tensor
+    mask: Tensor
+    prompts: list[list[int]]
+    entities: list[list[str]]
+    groups: list[tuple[str, ...]]
+    """Names of the anatomy groups whose leaves the prefix keeps."""
 
 
 class ReportGenerator:
@@ -123,32 +136,35 @@ class ReportGenerator:
 
     def _generate_batch(self, pictures: Sequence[Picture], options: GenerationOptions, deadline: float | None) -> list[DraftReport]:
         encoded, squares, read = self._encode(pictures)
-        probability_BF = read.image_BF.sigmoid().cpu()
-        with torch.inference_mode():
-            inferred = [infer_anatomy(row, self._loaded.thresholds) for row in probability_BF]
-            leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
-            prefix, prefix_mask = self._model.prefix(encoded, leaf_mask_BM)
+        given = self.conditions(encoded, read)
         language, tokenizers = self._model.language, self._loaded.tokenizers
-        named = [self._with_sides(entities, read.leaves_BMF[row]) for row, (entities, _, _) in enumerate(inferred)]
-        prompts = [self._prompt(entities) for entities in named]
-        tokens = decode(language, tokenizers, prefix, prefix_mask, prompts, options, deadline)
-        confidence = token_probabilities(language, prefix, prefix_mask, prompts, tokens)
+        tokens = decode(language, tokenizers, given.prefix, given.mask, given.prompts, options, deadline)
+        confidence = token_probabilities(language, given.prefix, given.mask, given.prompts, tokens)
+        probability_BF = read.image_BF.sigmoid().cpu()
 
         drafts = []
         for row, picture in enumerate(pictures):
-            _, groups, _ = inferred[row]
             written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
             drafts.append(
                 DraftReport(
                     **self._evidence(self._look(encoded, read, row, squares[row][1], picture), written, picture),
                     findings=self._findings(probability_BF[row]),
-                    anatomy_groups=groups,
+                    anatomy_groups=given.groups[row],
                     image_ref=picture.pixel_digest,
                     model_version=self.model_version,
-                    provenance={"generation": options.model_dump(), "entities": named[row], "view": picture.view},
+                    provenance={"generation": options.model_dump(), "entities": given.entities[row], "view": picture.view},
                 )
             )
         return drafts
+
+    def conditions(self, encoded: Encoded, read: FindingsRead) -> Conditions:
+        """What the language model is given for encoded films, by what the findings head `read` in them."""
+        with torch.inference_mode():
+            inferred = [infer_anatomy(row, self._loaded.thresholds) for row in read.image_BF.sigmoid().cpu()]
+            leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
+            prefix, mask = self._model.prefix(encoded, leaf_mask_BM)
+        named = [self._with_sides(entities, read.leaves_BMF[row]) for row, (entities, _, _) in enumerate(inferred)]
+        return Conditions(prefix, mask, [self._prompt(entities) for entities in named], named, [groups for _, groups, _ in inferred])
 
     def _encode(self, pictures: Sequence[Picture]) -> tuple[Encoded, list[tuple[Any, SquareFit]], FindingsRead]:
         """The encoded films, their squares, and what the findings head sees in them."""
