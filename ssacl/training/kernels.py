@@ -7,6 +7,7 @@ ever, a restarted train worker too. Here the guard is a lock of the operating sy
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ _VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
 def kernel_folder() -> Path:
-    """Where the kernels of this Python and this torch lie; no other program compiles there."""
+    """Where the kernels of this installation lie; no other program compiles there."""
     from torch.utils.cpp_extension import get_default_build_root
 
-    version = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
-    return Path(os.environ.get(_VARIABLE) or get_default_build_root()) / "ssacl" / version
+    # Another place or version of torch would compile them anew each time.
+    installed = hashlib.sha256(f"{sys.version} {torch.__version__} {torch.__file__}".encode()).hexdigest()[:12]
+    return Path(os.environ.get(_VARIABLE) or get_default_build_root()) / "ssacl" / installed
 
 
 def load_kernels() -> None:
