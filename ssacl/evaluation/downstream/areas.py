@@ -15,8 +15,9 @@ from ssacl.evaluation.figures import LEVEL, NUM_RESAMPLES
 from ssacl.evaluation.roc import roc_auc
 
 _RESAMPLES_AT_ONCE = 50
+_ENOUGH = 0.95
 Figures = dict[str, float | None]
-Intervals = dict[str, tuple[float, float] | None]
+Intervals = dict[str, list[float] | None]
 
 
 def patient_weights(patients: Sequence[str], seed: int, num_resamples: int = NUM_RESAMPLES) -> NDArray[np.float32]:
@@ -78,7 +79,10 @@ def area_figures(
         points[system]["auc_mean"] = float(np.mean(there)) if there else None
         if there:
             # A resample may lack a rare finding.
-            resampled[system]["auc_mean"] = np.nanmean(np.stack(list(resampled[system].values())), axis=0)
+            drawn_FR = np.stack(list(resampled[system].values()))
+            count_R = np.isfinite(drawn_FR).sum(0)
+            mean_R = np.divide(np.nansum(drawn_FR, axis=0), count_R, out=np.full(len(count_R), np.nan), where=count_R > 0)
+            resampled[system]["auc_mean"] = mean_R
     if len(systems) == 2:
         (one, two), (drawn, other) = points.values(), resampled.values()
         points["difference"] = {name: None if (a := one[name]) is None or (b := two[name]) is None else a - b for name in one}
@@ -89,12 +93,12 @@ def area_figures(
     }
 
 
-def percentiles(resampled: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The bootstrap interval; None where a figure does not exist in every resample."""
-    if not np.isfinite(resampled).all():
+def percentiles(resampled: NDArray[np.float64]) -> list[float] | None:
+    """The bootstrap interval over the resamples in which a figure exists; None where it does not in more than a twentieth of them."""
+    there = resampled[np.isfinite(resampled)]
+    if len(there) < _ENOUGH * len(resampled):
         return None
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return [float(edge) for edge in np.quantile(there, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
 def slug(name: str) -> str:
