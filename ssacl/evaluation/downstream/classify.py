@@ -87,7 +87,7 @@ def classify(
     loaded = open_model(checkpoint_url)
     task = read_labels(data_url, labels)
     reader = FilmReader(task.storage)
-    test, trained_films = unseen_films(loaded, task, reader, options.trained_films, options.trained_on)
+    test, trained_films = unseen_films(loaded, task.splits["test"], reader.digest, task.sha256, options.trained_films, options.trained_on)
     subsets = {percent: label_subset(task.splits["train"], percent, options.seed) for percent in sorted(set(options.percents))}
     data = task.describe() | {"num_cases": len(test), "findings": list(task.names), "only": list(labels.only)}
     settings = {"checkpoint": loaded.manifest["files"], "data": data, **asdict(options), "uncertain": labels.uncertain}
@@ -181,7 +181,7 @@ def _card(
                         "figure": f"{name}{suffix}",
                         "model": points["model"][name],
                         "baseline": points[BASELINE][name],
-                        "baseline_name": "raw pixels, logistic regression",
+                        "baseline_name": "raw pixels",
                     }
                 )
         by_percent[f"{percent:g}"] = {
@@ -208,7 +208,7 @@ def _card(
             "layout": task.layout,
             "films": "/".join(str(count) for count in data["films"].values()) + " (train/val/test)",
             "splits by": task.split_by,
-            "left out": task.left_out or "nothing",
+            "left out": ", ".join(f"{problem}: {count}" for problem, count in task.left_out.items()) or "nothing",
             "training films": trained_films["what"],
         },
     }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssacl.anatomy import FINDING_INDEX, FINDINGS, FindingStatus
+from ssacl.anatomy import FINDINGS, FindingStatus
 from ssacl.data.labeler import Uncertain
 from ssacl.data.loader import open_split
 from ssacl.data.records import SPLITS
@@ -142,24 +142,25 @@ def _rsna(folder: Path, options: LabelOptions) -> TaskSet:
 def _ingested(url: str, options: LabelOptions) -> TaskSet:
     names, only = _columns(options.findings, FINDINGS) or FINDINGS, _columns(options.only, FINDINGS)
     storage = open_storage(url)
-    told = {
-        FindingStatus.PRESENT: PRESENT,
-        FindingStatus.UNCERTAIN: {"present": PRESENT, "absent": ABSENT, "ignore": UNKNOWN}[options.uncertain],
-    }
     splits, unlabelled = {}, 0
     for split in SPLITS:
         films = []
         for entry in open_split(storage, split, purpose="evaluation"):
             sample = read_sample(storage, entry)
             unlabelled += not sample.labels
-            labels = {
-                finding: told.get(FindingStatus(sample.labels[FINDING_INDEX[finding]]), ABSENT) for finding in FINDINGS if sample.labels
-            }
+            labels = dict(zip(FINDINGS, told_labels(sample.labels, options.uncertain), strict=False))
             if labels and (not only or any(labels[finding] == PRESENT for finding in only)):
                 films.append(TaskFilm(entry.key, sample.patient_key, tuple(labels[finding] for finding in names), entry))
         splits[split] = tuple(films)
     left_out = {"film without labels": unlabelled} if unlabelled else {}
     return TaskSet("ingested", names, splits, "the data set", left_out, storage=storage, sha256=ShardIndex.load(storage).digest)
+
+
+def told_labels(status: Sequence[int], uncertain: Uncertain) -> tuple[int, ...]:
+    """`PRESENT`, `ABSENT` or `UNKNOWN` of each `FindingStatus`; what is not mentioned counts as absent."""
+    doubt = {"present": PRESENT, "absent": ABSENT, "ignore": UNKNOWN}[uncertain]
+    told = {FindingStatus.PRESENT: PRESENT, FindingStatus.UNCERTAIN: doubt}
+    return tuple(told.get(FindingStatus(each), ABSENT) for each in status)
 
 
 def _columns(asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from ssacl.errors import ConfigError
 from ssacl.evaluation.downstream.areas import Figures, Intervals
-from ssacl.evaluation.downstream.films import FilmReader, TaskFilm, TaskSet
 from ssacl.evaluation.page import ShownCase, write_page
 from ssacl.evaluation.predictions import describe_checkpoint
 from ssacl.evaluation.scorecard import FORMAT, card_table, installed_versions, write_card
@@ -20,10 +19,25 @@ from ssacl.training.checkpoint import LoadedModel
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
+AnyFilm = TypeVar("AnyFilm")
+
+
 def unseen_films(
-    loaded: LoadedModel, task: TaskSet, reader: FilmReader, policy: str, trained_on: str = ""
-) -> tuple[tuple[TaskFilm, ...], dict[str, Any]]:
-    """The test films that may be scored under a policy of `trained_films.POLICIES`, and what the card says of them.
+    loaded: LoadedModel,
+    films: Sequence[AnyFilm],
+    digest: Callable[[AnyFilm], str],
+    data_sha256: str,
+    policy: str,
+    trained_on: str = "",
+) -> tuple[tuple[AnyFilm, ...], dict[str, Any]]:
+    """The films that may be scored under a policy of `trained_films.POLICIES`, and what the card says of them.
+
+    Parameters
+    ----------
+    digest
+        Gives a film's digest.
+    data_sha256
+        Digest of the ingested data set whose val or test split the films are; empty for other films.
 
     Raises
     ------
@@ -34,12 +48,11 @@ def unseen_films(
     """
     if policy not in POLICIES:
         raise ConfigError(f"'{policy}' is no policy for films of the training split; choose one of: {', '.join(POLICIES)}.")
-    test = task.splits["test"]
-    if task.sha256 and task.sha256 == loaded.manifest.get("provenance", {}).get("data_sha256"):
-        seen = Seen(True, (), "The checkpoint's own data set: its test split was not trained on.")
+    if data_sha256 and data_sha256 == loaded.manifest.get("provenance", {}).get("data_sha256"):
+        seen = Seen(True, (), "The checkpoint's own data set: only its training split was trained on.")
     else:
-        seen = seen_in_training(loaded, test, trained_on, reader.digest)
-    kept = tuple(allowed_films(test, seen, policy))
+        seen = seen_in_training(loaded, films, trained_on, digest)
+    kept = tuple(allowed_films(films, seen, policy))
     return kept, {"checked": seen.checked, "policy": policy, "num": len(seen.rows), "what": seen.how}
 
 
