@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_model import film
 
+from ssacl.evaluation.downstream import run_length
+
 SIDE_PX = 64
 NIH_HEAD = (
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"),
@@ -26,6 +28,14 @@ def marked_film(marked: bool, seed: int) -> NDArray[np.uint8]:
     if marked:
         pixels[40:56, 36:56] = 235
     return pixels
+
+
+def square_mask(number: int) -> NDArray[np.bool_]:
+    """[64, 64] the place of a white square, which depends on the number."""
+    mask = np.zeros((SIDE_PX, SIDE_PX), dtype=bool)
+    top, left = 8 + 4 * (number % 6), 8 + 8 * (number % 4)
+    mask[top : top + 20, left : left + 24] = True
+    return mask
 
 
 def write_rows(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -62,4 +72,39 @@ def write_rsna(folder: Path, num_films: int = 20) -> Path:
         (images / f"{name}.dcm").write_bytes(dicom(marked_film(pneumonia, number)))
         rows += [[name, 36, 40, 10, 16, 1], [name, 46, 40, 10, 16, 1]] if pneumonia else [[name, "", "", "", "", 0]]
     write_rows(folder / "stage_2_train_labels.csv", RSNA_HEAD, rows)
+    return folder
+
+
+def write_siim(folder: Path, num_films: int = 30) -> Path:
+    """Two of three films have a pneumothorax, a white square, in two runs of rows; two films a patient; nested as the challenge ships."""
+    rows: list[list[object]] = []
+    for number in range(num_films):
+        name, pixels = f"1.2.276.0.7230010.3.1.4.8323329.{number}", film(SIDE_PX, SIDE_PX, number)
+        place = folder / "dicom-images-train" / f"1.2.276.{number}" / f"1.3.{number}"
+        place.mkdir(parents=True)
+        if number % 3:
+            mask = square_mask(number)
+            pixels[mask] = 250
+            upper, lower = mask.copy(), mask.copy()
+            upper[20:], lower[:20] = False, False
+            rows += [[name, run_length.encode(half)] for half in (upper, lower) if half.any()]
+        else:
+            rows.append([name, "-1"])
+        (place / f"{name}.dcm").write_bytes(dicom(pixels, PatientID=f"patient {number // 2}"))
+    # The challenge's own table has a space before its second column's name.
+    write_rows(folder / "train-rle.csv", ("ImageId", " EncodedPixels"), rows)
+    return folder
+
+
+def write_mask_folders(folder: Path, num_films: int = 20) -> Path:
+    """Every film has a mask of the right lung, every second one of the left lung."""
+    for name in ("images", "masks/right_lung", "masks/left_lung"):
+        (folder / name).mkdir(parents=True)
+    for number in range(num_films):
+        pixels, mask = film(SIDE_PX, SIDE_PX, number), square_mask(number)
+        pixels[mask] = 250
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        Image.fromarray(mask).save(folder / "masks" / "right_lung" / f"{number}.png")
+        if number % 2:
+            Image.fromarray(~mask).save(folder / "masks" / "left_lung" / f"{number}.png")
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssacl.commands.later import Commands, not_built
+from ssacl.commands.later import Commands
 
 CLASSIFY_EXAMPLES = """\
   ssacl finetune classify --checkpoint C --data nih14 --labels 1,10,100 --out scores
@@ -12,6 +12,13 @@ CLASSIFY_EXAMPLES = """\
 
 DIR is NIH's folder (Data_Entry_2017.csv), RSNA's (stage_2_train_labels.csv) or an ingested data set. Patients are split; penalty or epoch
 are chosen on validation films; the test films are answered once. Logistic regression on raw pixels always stands beside.
+"""
+SEGMENT_EXAMPLES = """\
+  ssacl finetune segment --checkpoint C --data siim --out scores
+  ssacl finetune segment --checkpoint C --data real --structures "right lung,left lung" --leave-out-bad --out scores
+
+DIR is SIIM-ACR's folder (train-rle.csv and DICOM files), or films with masks as in `ssacl evaluate grounding`. The same decoder on raw
+pixels, and the average mask of the training films, always stand beside.
 """
 
 
@@ -37,7 +44,16 @@ def add_parsers(commands: Commands) -> None:
         "--uncertain", default="present", choices=("present", "absent", "ignore"), help="of an ingested set (%(default)s)"
     )
     classify.set_defaults(run=_classify)
-    not_built(tasks, "segment", "segmentation with a small decoder")
+    segment = tasks.add_parser(
+        "segment",
+        help="masks by a small decoder on patch features",
+        epilog=SEGMENT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_common(segment)
+    segment.add_argument("--mode", default="frozen", choices=("frozen", "full"), help="frozen encoder (default), or trained too")
+    segment.add_argument("--structures", default="", metavar="NAMES", help="comma-separated; all that are drawn if not given")
+    segment.set_defaults(run=_segment)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +115,33 @@ def _classify(options: argparse.Namespace) -> int:
                 percents=percents,
                 schedule=Schedule(options.epochs, options.batch_size, options.lr, options.head_lr),
                 seed=options.seed,
+                trained_films=options.trained_films,
+                trained_on=options.trained_on,
+            ),
+            start=bar.set_total,
+            progress=bar.advance,
+        )
+    print_task_card(card)
+    return 0
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from ssacl.evaluation.downstream.epochs import Schedule
+    from ssacl.evaluation.downstream.segment import SegmentOptions, segment
+    from ssacl.evaluation.downstream.task_card import print_task_card
+    from ssacl.progress import ProgressBar
+
+    with ProgressBar("finetune segment", total=None, unit="films") as bar:
+        card = segment(
+            options.checkpoint,
+            options.data,
+            options.out,
+            SegmentOptions(
+                mode=options.mode,
+                structures=names(options.structures),
+                schedule=Schedule(options.epochs, options.batch_size, options.lr, options.head_lr),
+                seed=options.seed,
+                leave_out_bad=options.leave_out_bad,
                 trained_films=options.trained_films,
                 trained_on=options.trained_on,
             ),

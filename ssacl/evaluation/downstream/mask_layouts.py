@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssacl.data.dicom import read_picture
+from ssacl.data.dicom import MAX_PIXELS
 from ssacl.data.geometry import pixel_aspect, squared, upright
-from ssacl.errors import ConfigError, DataError, ImageError
+from ssacl.errors import ConfigError, DataError
 from ssacl.evaluation.annotation_layouts import read_annotations
 from ssacl.evaluation.annotations import Film, Problems, square_target
 from ssacl.evaluation.downstream.films import ABSENT, PRESENT, UNKNOWN, TaskFilm, TaskSet
@@ -46,7 +46,7 @@ class MaskSet:
 
         Raises
         ------
-        DataError, ImageError
+        DataError
             A mask does not belong to its film, or cannot be read.
         """
         if film.id in self.runs:
@@ -117,20 +117,16 @@ def _patient(path: Path) -> str | None:
 
 
 def _siim_mask(film: TaskFilm, runs: Sequence[str], side_px: int) -> NDArray[np.bool_]:
-    """Runs are counted on the stored pixels; the film that a model sees has been made square and turned upright, and so is its mask."""
+    """Runs are counted on the stored pixels. The film that a model sees has been made square and turned upright: so is its mask."""
     import pydicom
 
     assert isinstance(film.place, Path)
-    content = film.place.read_bytes()
-    shape = read_picture(content, film.place.name).pixels.shape
     ds = pydicom.dcmread(film.place, stop_before_pixels=True)
     mask = np.zeros((int(ds.Rows), int(ds.Columns)), dtype=bool)
     for each in runs:
         mask |= decode(each, mask.shape[1], mask.shape[0])
-    grey = squared((mask * np.uint8(255)).astype(np.uint8), pixel_aspect(ds), mask.size * 16)
+    grey = squared(np.where(mask, np.uint8(255), np.uint8(0)), pixel_aspect(ds), MAX_PIXELS)
     turned = upright(grey, ds, lateral=False) > 127
-    if turned.shape != shape:
-        raise ImageError("A film has another size than its mask once it is upright; leave it out of the table.")
     found: NDArray[np.bool_] = square_masks(turned[None], side_px)[0]
     return found
 
