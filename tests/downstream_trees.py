@@ -75,7 +75,7 @@ def write_rsna(folder: Path, num_films: int = 20) -> Path:
     return folder
 
 
-def write_siim(folder: Path, num_films: int = 30) -> Path:
+def write_siim(folder: Path, num_films: int = 24) -> Path:
     """Two of three films have a pneumothorax, a white square, in two runs of rows; two films a patient; nested as the challenge ships."""
     rows: list[list[object]] = []
     for number in range(num_films):
