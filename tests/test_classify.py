@@ -206,6 +206,7 @@ def test_films_of_the_training_split_are_refused_left_out_or_marked(model: Path,
         (["--labels", "0"], "no share of labels"),
         (["--findings", "Gout"], "'Gout' is no finding"),
         (["--epochs", "0"], "one epoch"),
+        (["--device", "abacus"], "cannot use the device 'abacus'"),
     ],
 )
 def test_wrong_options_are_one_line(

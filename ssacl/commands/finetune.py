@@ -65,6 +65,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="films between optimizer steps (%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="of the encoder, where it is trained (%(default)s)")
     parser.add_argument("--head-lr", type=float, default=1e-3, help="of the head (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where nets run, as torch names it (%(default)s)")
     add_trained_films(parser)
     parser.add_argument("--leave-out-bad", action="store_true", help="leave out and count what cannot be used, instead of refusing")
 
@@ -118,6 +119,7 @@ def _classify(options: argparse.Namespace) -> int:
                 trained_films=options.trained_films,
                 trained_on=options.trained_on,
             ),
+            device=options.device,
             start=bar.set_total,
             progress=bar.advance,
         )
@@ -145,6 +147,7 @@ def _segment(options: argparse.Namespace) -> int:
                 trained_films=options.trained_films,
                 trained_on=options.trained_on,
             ),
+            device=options.device,
             start=bar.set_total,
             progress=bar.advance,
         )

@@ -24,9 +24,9 @@ from ssacl.evaluation.downstream.full import train_full
 from ssacl.evaluation.downstream.label_layouts import LabelOptions, read_labels
 from ssacl.evaluation.downstream.probe import PENALTIES, Probe, fit_probe
 from ssacl.evaluation.downstream.splits import label_subset
-from ssacl.evaluation.downstream.task_card import make_task_card, unseen_films, write_task_card
+from ssacl.evaluation.downstream.task_card import make_task_card, open_on, unseen_films, write_task_card
 from ssacl.evaluation.figures import NUM_RESAMPLES
-from ssacl.training.checkpoint import LoadedModel, open_model
+from ssacl.training.checkpoint import LoadedModel
 
 MODES = ("linear", "full")
 BASELINE = "raw_pixels"
@@ -59,6 +59,7 @@ def classify(
     labels: LabelOptions | None = None,
     options: ClassifyOptions | None = None,
     *,
+    device: str = "cpu",
     start: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def classify(
         The checkpoint, a film or the disk fails.
     """
     labels, options = labels or LabelOptions(), options or ClassifyOptions()
-    loaded = open_model(checkpoint_url)
+    loaded = open_on(checkpoint_url, device)
     task = read_labels(data_url, labels)
     reader = FilmReader(task.storage)
     test, trained_films = unseen_films(loaded, task.splits["test"], reader.digest, task.sha256, options.trained_films, options.trained_on)

@@ -97,7 +97,7 @@ def fit_epochs(
             rate.step()
         module.eval()
         figures.append(judge())
-        if best is None or figures[-1] is None or figures[-1] > (figures[best["epoch"]] or -math.inf):
+        if best is None or _is_better(figures[-1], figures[best["epoch"]]):
             best = {"epoch": epoch, "state": copy.deepcopy(module.state_dict())}
         state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "rate": rate.state_dict()}
         content = io.BytesIO()
@@ -107,6 +107,11 @@ def fit_epochs(
     module.load_state_dict(best["state"])
     module.eval()
     return Fit(best["epoch"] + 1, tuple(figures))
+
+
+def _is_better(figure: float | None, best: float | None) -> bool:
+    """Where validation says nothing, the later epoch is taken."""
+    return figure is None or best is None or figure > best
 
 
 def _rate(step: int, num_steps: int) -> float:

@@ -26,11 +26,11 @@ from ssacl.evaluation.downstream.films import PRESENT, UNKNOWN, FilmReader, Task
 from ssacl.evaluation.downstream.mask_layouts import MaskSet, read_masks
 from ssacl.evaluation.downstream.mask_sheet import mask_sheet_png
 from ssacl.evaluation.downstream.overlap import THRESHOLDS, best_threshold, dice_at_thresholds
-from ssacl.evaluation.downstream.task_card import make_task_card, unseen_films, write_task_card
+from ssacl.evaluation.downstream.task_card import make_task_card, open_on, unseen_films, write_task_card
 from ssacl.evaluation.figures import NUM_RESAMPLES
 from ssacl.evaluation.film_scores import interval
 from ssacl.evaluation.page import ShownCase
-from ssacl.training.checkpoint import LoadedModel, open_model
+from ssacl.training.checkpoint import LoadedModel
 
 MODES = ("frozen", "full")
 MODEL, RAW, MEAN_MASK = "model", "raw_pixels", "mean_mask"
@@ -70,6 +70,7 @@ def segment(
     out_folder: str | Path,
     options: SegmentOptions | None = None,
     *,
+    device: str = "cpu",
     start: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def segment(
         The checkpoint or the disk fails, or a loss is not finite.
     """
     options = options or SegmentOptions()
-    loaded = open_model(checkpoint_url)
+    loaded = open_on(checkpoint_url, device)
     masks = read_masks(data_folder, options.structures, options.seed, options.leave_out_bad)
     task, reader = masks.task, FilmReader()
     test, trained_films = unseen_films(loaded, task.splits["test"], reader.digest, "", options.trained_films, options.trained_on)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 
 from ssacl.errors import ConfigError
@@ -14,12 +15,29 @@ from ssacl.evaluation.page import ShownCase, write_page
 from ssacl.evaluation.predictions import describe_checkpoint
 from ssacl.evaluation.scorecard import FORMAT, card_table, installed_versions, write_card
 from ssacl.evaluation.trained_films import POLICIES, Seen, allowed_films, seen_in_training
-from ssacl.training.checkpoint import LoadedModel
+from ssacl.training.checkpoint import LoadedModel, open_model
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
 AnyFilm = TypeVar("AnyFilm")
+
+
+def open_on(checkpoint_url: str | Path, device: str) -> LoadedModel:
+    """`open_model` on a device that is known to be there.
+
+    Raises
+    ------
+    ConfigError
+        torch has no such device here.
+    CheckpointError, StorageError
+        See `open_model`.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"torch cannot use the device '{device}' here; give cpu, or one that `ssacl doctor` shows.") from error
+    return open_model(checkpoint_url, device)
 
 
 def unseen_films(
