@@ -25,8 +25,7 @@ from ssacl.phantom import write_dicom_tree
 from ssacl.training.sealed import MANIFEST, seal
 
 ROOT = Path(__file__).parents[1]
-NOT_BUILT = ["tune", "evaluate retrieval", "evaluate zero-shot", "finetune classify"]
-NOT_BUILT += ["finetune segment", "submit", "model list", "model promote", "model rollback"]
+NOT_BUILT = ["tune", "submit", "model list", "model promote", "model rollback"]
 COMMANDS = [
     "data phantom",
     "data ingest",
@@ -37,6 +36,10 @@ COMMANDS = [
     "train",
     "evaluate reports",
     "evaluate compare",
+    "evaluate retrieval",
+    "evaluate zero-shot",
+    "finetune classify",
+    "finetune segment",
     "predict",
     "serve",
 ]

@@ -1,12 +1,12 @@
-"""`ssacl evaluate reports` and `compare`: a checkpoint on a split it was not trained on, or report pairs; the other tasks come later."""
+"""`ssacl evaluate reports` and `compare`: a checkpoint on a split it was not trained on, or report pairs. Other tasks have own files."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ssacl.commands import evaluate_grounding
-from ssacl.commands.later import Commands, not_built
+from ssacl.commands import evaluate_contrast, evaluate_grounding
+from ssacl.commands.later import Commands
 from ssacl.errors import ConfigError
 
 _OF_A_CHECKPOINT = ("truth", "limit", "num_workers")
@@ -44,8 +44,7 @@ def add_parsers(commands: Commands) -> None:
     compare.add_argument("--out", required=True, metavar="DIR")
     compare.set_defaults(run=_compare)
     evaluate_grounding.add_parser(tasks)
-    not_built(tasks, "retrieval", "image-text retrieval")
-    not_built(tasks, "zero-shot", "zero-shot classification")
+    evaluate_contrast.add_parsers(tasks)
 
 
 def _reports(options: argparse.Namespace) -> int:

@@ -23,11 +23,6 @@ def _refuse(name: str, what: str) -> int:
 
 def add_parsers(commands: Commands) -> None:
     not_built(commands, "tune", "search the loss weights with Ray Tune")
-    finetune = commands.add_parser("finetune", help="downstream tasks on the frozen or trained encoder").add_subparsers(
-        dest="task", required=True, metavar="TASK"
-    )
-    not_built(finetune, "classify", "image classification with label subsets")
-    not_built(finetune, "segment", "segmentation with a small decoder")
     not_built(commands, "submit", "submit a job to a Ray cluster")
     model = commands.add_parser("model", help="the model registry").add_subparsers(dest="action", required=True, metavar="ACTION")
     not_built(model, "list", "list the model versions in object storage")

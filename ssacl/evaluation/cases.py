@@ -103,6 +103,33 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:_DIGEST_LETTERS]
 
 
+def claim_folder(folder: str | Path, parts: str, identity: dict[str, Any]) -> Path:
+    """Make an output folder with a folder `parts` for one evaluation, or check that it belongs to the same one (`run.json`).
+
+    Raises
+    ------
+    DataError
+        The folder holds another evaluation.
+    StorageError
+        It cannot be used.
+    """
+    path = Path(folder)
+    # As it comes back from JSON. Another release may read reports in another way.
+    identity = json.loads(json.dumps(identity | {"ssacl": ssacl.__version__}))
+    record = path / "run.json"
+    try:
+        (path / parts).mkdir(parents=True, exist_ok=True)
+        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    except (OSError, ValueError) as error:
+        raise StorageError(f"The output folder {path} cannot be used: {error}. Give another --out.") from error
+    if known is None:
+        write_whole(record, json.dumps(identity, indent=1).encode())
+    elif known != identity:
+        differ = sorted(key for key in {*known, *identity} if not isinstance(known, dict) or known.get(key) != identity.get(key))
+        raise DataError(f"{path} holds another evaluation ({', '.join(differ)} differ). Give an empty folder with --out.")
+    return path
+
+
 class EvaluationFolder:
     """The output folder of one evaluation.
 
@@ -122,20 +149,7 @@ class EvaluationFolder:
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
-        self.path = Path(folder)
-        # As it comes back from JSON. Another release may read reports in another way.
-        identity = json.loads(json.dumps(identity | {"ssacl": ssacl.__version__}))
-        record = self.path / "run.json"
-        try:
-            (self.path / "cases").mkdir(parents=True, exist_ok=True)
-            known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
-        except (OSError, ValueError) as error:
-            raise StorageError(f"The output folder {self.path} cannot be used: {error}. Give another --out.") from error
-        if known is None:
-            write_whole(record, json.dumps(identity, indent=1).encode())
-        elif known != identity:
-            differ = sorted(key for key in {*known, *identity} if not isinstance(known, dict) or known.get(key) != identity.get(key))
-            raise DataError(f"{self.path} holds another evaluation ({', '.join(differ)} differ). Give an empty folder with --out.")
+        self.path = claim_folder(folder, "cases", identity)
 
     def part(self, number: int, pairs: Sequence[ReportPair], scorer: PairScorer, chexbert: CheXbert | None) -> list[Case]:
         """The cases of a part: read where those of `pairs`, read by the same labelers, are there already, else made and written."""

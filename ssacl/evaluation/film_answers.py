@@ -45,10 +45,15 @@ class Answer:
 
 
 def film_digest(film: Film) -> str:
-    """sha256 of the film's stored pixels (DICOM) or file, as ingest keeps it in a sample's provenance."""
-    content = film.path.read_bytes()
-    if film.path.suffix.lower() in (".dcm", ".dicom"):
-        return read_picture(content, film.path.name).pixel_digest
+    """See `file_digest`."""
+    return file_digest(film.path)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a film's stored pixels (DICOM) or file, as ingest keeps it in a sample's provenance."""
+    content = path.read_bytes()
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return read_picture(content, path.name).pixel_digest
     return hashlib.sha256(content).hexdigest()
 
 

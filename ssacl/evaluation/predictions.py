@@ -21,7 +21,7 @@ from ssacl.data.shards import SampleEntry, read_sample
 from ssacl.data.storage import open_storage
 from ssacl.inference.evidence import evidence_sheet_png
 from ssacl.inference.generator import GenerationOptions, ReportGenerator
-from ssacl.training.checkpoint import open_model
+from ssacl.training.checkpoint import LoadedModel, open_model
 
 MAPS_ONLY = {"num_beams": 1, "max_new_tokens": 1}
 """Generation settings where only findings and maps are wanted: the text costs next to nothing."""
@@ -117,15 +117,7 @@ class SplitPredictor:
 
     def describe(self) -> dict[str, Any]:
         """What a score card says of the checkpoint, and the settings that scores depend on."""
-        manifest = self._loaded.manifest
-        return {
-            "checkpoint": {
-                "model_version": self._loaded.model_version,
-                "files_sha256": manifest["files"],
-                "code_version": manifest.get("code_version", ""),
-                "provenance": manifest.get("provenance", {}),
-            },
-            "config": self._loaded.config.model_dump(mode="json", exclude={"data": {"url"}, "run": {"storage_url"}}),
+        return describe_checkpoint(self._loaded) | {
             "sections": self._sections,
             "uncertain": self._loaded.config.data.uncertain,
             "thresholds": dict(self._loaded.thresholds),
@@ -164,6 +156,20 @@ class SplitPredictor:
             probabilities=np.array([[finding.probability for finding in draft.findings] for draft in drafts]),
             maps=np.stack([draft.anatomy_maps if work.with_maps else draft.anatomy_maps[:, :0, :0] for draft in drafts]),
         )
+
+
+def describe_checkpoint(loaded: LoadedModel) -> dict[str, Any]:
+    """`checkpoint` and `config` of a score card."""
+    manifest = loaded.manifest
+    return {
+        "checkpoint": {
+            "model_version": loaded.model_version,
+            "files_sha256": manifest["files"],
+            "code_version": manifest.get("code_version", ""),
+            "provenance": manifest.get("provenance", {}),
+        },
+        "config": loaded.config.model_dump(mode="json", exclude={"data": {"url"}, "run": {"storage_url"}}),
+    }
 
 
 def sample_digest(sample: Sample) -> str:

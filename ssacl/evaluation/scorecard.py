@@ -144,7 +144,18 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def print_card(card: Mapping[str, Any], console: Console | None = None) -> None:
-    """A table for people: each figure with its interval, beside its best baseline where there is one."""
+    """The card's table, and what its figures depend on, for people."""
+    target, data = console or Console(), card["data"]
+    target.print(card_table(card))
+    against = f"findings against {card['findings_against']}; " if "findings_against" in card else ""
+    target.print(
+        f"{against}uncertain counts as {card['uncertain']}; labeler {card['labeler']}; sections: {card['sections']}; "
+        f"references whole; data {data['sha256'][:12]}"
+    )
+
+
+def card_table(card: Mapping[str, Any]) -> Table:
+    """Each figure with its interval, beside its best baseline where there is one."""
     data, checkpoint, intervals = card["data"], card["checkpoint"], card.get("intervals", {})
     model = "report pairs" if checkpoint is None else f"model {checkpoint['model_version']}"
     table = Table(title=f"{data['split'] or 'no'} split, {data['num_cases']} cases, {model}")
@@ -157,13 +168,7 @@ def print_card(card: Mapping[str, Any], console: Console | None = None) -> None:
         interval = intervals.get(row["figure"])
         cells = [row["figure"], _shown(row["model"]), f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""]
         table.add_row(*cells, *(() if checkpoint is None else (_shown(row["baseline"]), row["baseline_name"] or "")))
-    target = console or Console()
-    target.print(table)
-    against = f"findings against {card['findings_against']}; " if "findings_against" in card else ""
-    target.print(
-        f"{against}uncertain counts as {card['uncertain']}; labeler {card['labeler']}; sections: {card['sections']}; "
-        f"references whole; data {data['sha256'][:12]}"
-    )
+    return table
 
 
 def _row(figure: str, model: str, values: Mapping[str, float | None]) -> dict[str, Any]:

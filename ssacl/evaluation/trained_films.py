@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ssacl.data.loader import open_split
 from ssacl.data.shards import ShardIndex, read_sample
 from ssacl.data.storage import open_storage
 from ssacl.errors import DataError, SSACLError
-from ssacl.evaluation.annotations import Film
 from ssacl.evaluation.film_answers import film_digest
 from ssacl.evaluation.predictions import sample_digest
 from ssacl.training.checkpoint import LoadedModel
 
 POLICIES = ("refuse", "leave-out", "mark")
+AnyFilm = TypeVar("AnyFilm")
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,17 @@ class Seen:
     """A sentence for the card."""
 
 
-def seen_in_training(loaded: LoadedModel, films: Sequence[Film], trained_on: str = "") -> Seen:
+def seen_in_training(
+    loaded: LoadedModel, films: Sequence[AnyFilm], trained_on: str = "", digest: Callable[[Any], str] = film_digest
+) -> Seen:
     """Look the films up in the training split of the checkpoint's data set.
 
     Parameters
     ----------
     trained_on
         Where that data set lies now; where the checkpoint's configuration says, if empty.
+    digest
+        Gives a film's digest.
 
     Raises
     ------
@@ -58,12 +63,12 @@ def seen_in_training(loaded: LoadedModel, films: Sequence[Film], trained_on: str
             raise
         return Seen(False, (), "The checkpoint's data set is not at hand (--trained-on URL): films may have been seen in training.")
     with ThreadPoolExecutor(8) as pool:
-        trained = set(pool.map(lambda entry: sample_digest(read_sample(storage, entry)), entries))
-    rows = tuple(row for row, film in enumerate(films) if film_digest(film) in trained)
+        trained = set(pool.map(lambda entry: sample_digest(read_sample(storage, entry)), entries)) - {""}
+    rows = tuple(row for row, film in enumerate(films) if digest(film) in trained)
     return Seen(True, rows, f"{len(rows)} of {len(films)} annotated films are among the {len(entries)} of the training split.")
 
 
-def allowed_films(films: Sequence[Film], seen: Seen, policy: str) -> list[Film]:
+def allowed_films(films: Sequence[AnyFilm], seen: Seen, policy: str) -> list[AnyFilm]:
     """The films that may be scored under a policy of `POLICIES`.
 
     Raises
