@@ -22,7 +22,6 @@ def _refuse(name: str, what: str) -> int:
 
 
 def add_parsers(commands: Commands) -> None:
-    not_built(commands, "tune", "search the loss weights with Ray Tune")
     finetune = commands.add_parser("finetune", help="downstream tasks on the frozen or trained encoder").add_subparsers(
         dest="task", required=True, metavar="TASK"
     )
