@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _QUIET_TUNE = {
     # Configurations name data by paths from here.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Ctrl-C is the usual KeyboardInterrupt.

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ssacl.config import load_config
+from ssacl.sweeps.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ssacl", "ray_jobs", "serve", "benchmarks", "tests")
@@ -136,7 +137,14 @@ def test_nothing_read_can_run_code(path: Path) -> None:
         assert called not in ("yaml.load", "yaml.unsafe_load", "eval", "exec"), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("tune_*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_sweep_loads(path: Path) -> None:
+    assert load_sweep(path).config.space
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.name.startswith("tune_")], ids=lambda path: path.name
+)
 def test_every_shipped_configuration_loads_and_comes_back(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     copy = tmp_path / "copy.yaml"
