@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
-from ssacl.data.lease import BusyError, hold_lease
+from ssacl.data.lease import BusyError, hold_lease, is_free
 from ssacl.errors import ConfigError, SSACLError, TrainingError
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import pareto_front
@@ -161,8 +161,11 @@ def find_failure(sweep: Sweep, trials: list[Trial]) -> SSACLError | None:
     return None
 
 
-def drop_losers(ledger: Ledger) -> None:
-    """Delete the checkpoints of all ended trials, and the models of those that some other beats."""
+def drop_losers(ledger: Ledger, patient: bool = False) -> None:
+    """Delete the checkpoints of all ended trials, and the models of those that some other beats.
+
+    A run whose processes are just being stopped keeps its own until the next call; `patient` waits for them.
+    """
     trials = ledger.trials()
     kept = {trial.name for trial in pareto_front(trials, ledger.sweep.config.objectives)}
     for trial in trials + ledger.trials("best", "base"):
@@ -172,12 +175,13 @@ def drop_losers(ledger: Ledger) -> None:
         run = ledger.storage.sub(f"runs/{trial.name}")
         if not run.list("checkpoints/") and (keep_model or not run.list("model/")):
             continue
+        if not patient and not is_free(run, RUN_HOLDER):
+            continue
         try:
-            # Whoever was stopped may still be writing for a moment; its lease is gone with it.
             with hold_lease(run, RUN_HOLDER):
                 ledger.drop_run(trial, keep_model)
         except BusyError:
-            logger.info("the checkpoints of %s are dropped later: its run has not ended yet", trial.name)
+            logger.warning("the checkpoints of %s stay: something still writes there", trial.name)
 
 
 def _told(point: dict[str, Any]) -> str:

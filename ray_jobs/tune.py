@@ -12,11 +12,10 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from ray_jobs.elastic import require_room, resources_per_worker, worker_counts
+from ray_jobs.elastic import require_room, room_for_workers, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ray_jobs.sweep_queue import Rungs, TrialQueue, drop_losers, find_failure
 from ray_jobs.trial import run_trial
-from ssacl.config import Config
 from ssacl.data.lease import hold_lease
 from ssacl.data.loader import open_split
 from ssacl.data.storage import open_storage
@@ -30,6 +29,7 @@ from ssacl.sweeps.space import look_up
 
 logger = logging.getLogger(__name__)
 
+_NOTE_S = 5.0
 _QUIET_TUNE = {
     # Configurations name data by paths from here.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -38,6 +38,8 @@ _QUIET_TUNE = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Ctrl-C is the usual KeyboardInterrupt.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A stopped trial's process that does not end by itself is ended.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
     # The ledger is the state: Tune's own copy of it is not wanted.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
 }
@@ -71,7 +73,7 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
             logger.info("Ray dashboard: %s", dashboard)
         ledger.claim()
         require_room(sweep.base, counts[0])
-        at_once = min(sweep.config.max_concurrent, trials_at_once(sweep.base, counts[-1]))
+        at_once = max(1, min(sweep.config.max_concurrent, room_for_workers(sweep.base) // counts[-1]))
         logger.info("sweep in %s; %d trials at a time", ledger.storage.url, at_once)
         _try_failed_again(ledger)
         _search(ledger, at_once)
@@ -82,25 +84,21 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
         if best is None:
             raise TrainingError("The budget ended before any trial had trained to its end: give the sweep more, and run it again.")
         _stability(ledger, best, at_once)
-        drop_losers(ledger)
+        drop_losers(ledger, patient=True)
     return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name)
-
-
-def trials_at_once(config: Config, num_workers: int) -> int:
-    """How many runs of so many train workers the nodes of the cluster have room for; at least 1."""
-    each = resources_per_worker(config)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount > 0)) for node in nodes)
-    return max(1, room // num_workers)
 
 
 def _search(ledger: Ledger, at_once: int) -> None:
     config, base = ledger.sweep.config, ledger.sweep.base
-    started, before_s = time.monotonic(), ledger.elapsed_s
+    started, before_s, noted_s = time.monotonic(), ledger.elapsed_s, 0.0
 
     def is_spent() -> str:
+        nonlocal noted_s
         elapsed_s = before_s + time.monotonic() - started
-        ledger.set_elapsed(elapsed_s)
+        # Tune asks many times a second.
+        if elapsed_s - noted_s > _NOTE_S:
+            noted_s = elapsed_s
+            ledger.set_elapsed(elapsed_s)
         if config.budget.hours is not None and elapsed_s > 3600 * config.budget.hours:
             return f"the budget of {config.budget.hours:g} hours is spent"
         if config.budget.gpu_hours is not None:

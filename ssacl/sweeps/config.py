@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ssacl.config import Config, Count, load_config
 from ssacl.errors import ConfigError
 from ssacl.sweeps.space import Domain, check_space
+from ssacl.training.settings import run_settings
 
 FIGURES = ("findings_f1", "mirror_agreement")
 """Metrics that are better the higher they are; the others are losses."""
@@ -93,7 +94,7 @@ class Sweep(_Section):
     def identity(self) -> dict[str, Any]:
         """What a sweep of one name may not change half way; budget, concurrency and stability seeds it may."""
         free = {"storage_url", "base", "budget", "max_concurrent", "stability"}
-        return {**self.config.model_dump(mode="json", exclude=free), "base": self.base.model_dump(mode="json", exclude={"run": {"name"}})}
+        return {**self.config.model_dump(mode="json", exclude=free), "base": run_settings(self.base)}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Sweep:
@@ -121,8 +122,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = (), changes: Mapping
         raise ConfigError(f"{path} must hold a mapping (name, base, space, objectives, ...). An example is configs/tune_loss_weights.yaml.")
     for key, value in (changes or {}).items():
         section, _, last = key.rpartition(".")
-        if value is not None:
-            (tree.setdefault(section, {}) if section else tree)[last] = value
+        if value is not None and section:
+            tree[section] = tree.get(section) or {}
+        if value is not None and isinstance(inner := tree[section] if section else tree, dict):
+            inner[last] = value
     try:
         config = SweepConfig.model_validate(tree)
     except ValidationError as error:
