@@ -25,7 +25,7 @@ from ssacl.phantom import write_dicom_tree
 from ssacl.training.sealed import MANIFEST, seal
 
 ROOT = Path(__file__).parents[1]
-NOT_BUILT = ["tune", "evaluate retrieval", "evaluate zero-shot", "finetune classify"]
+NOT_BUILT = ["evaluate retrieval", "evaluate zero-shot", "finetune classify"]
 NOT_BUILT += ["finetune segment", "submit", "model list", "model promote", "model rollback"]
 COMMANDS = [
     "data phantom",
@@ -35,6 +35,7 @@ COMMANDS = [
     "data deidentify",
     "data tokenizer",
     "train",
+    "tune",
     "evaluate reports",
     "evaluate compare",
     "predict",
