@@ -6,6 +6,7 @@ its end before the next one is chosen; so the ledger alone says how a sweep goes
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -76,12 +77,13 @@ class TrialQueue(Searcher):
         now = time.monotonic()
         trial.busy_s += now - self._heard[trial_id]
         self._heard[trial_id] = now
-        if result["event"] == "validation" and result["record"]["step"] > trial.step:
-            trial.curve.append(result["record"])
+        if result["event"] == "validation":
+            record = json.loads(result["record"])
+            trial.curve += [record] if record["step"] > trial.step else []
         elif result["event"] == "failed":
             trial.status, trial.error = "failed", result["error"]
         elif result["event"] == "end":
-            trial.status, trial.test = "finished", result["test"]
+            trial.status, trial.test = "finished", json.loads(result["test"])
         self._ledger.write(trial)
         self.spent = self.spent or self._is_spent()
 
@@ -126,7 +128,7 @@ class Rungs(FIFOScheduler):  # type: ignore[misc]
             return str(self.STOP)
         if result["event"] != "validation":
             return str(self.CONTINUE)
-        return self._decide(trial.config["name"], result["record"])
+        return self._decide(trial.config["name"], json.loads(result["record"]))
 
     def _decide(self, name: str, record: dict[str, Any]) -> str:
         stub = SimpleNamespace(trial_id=name)

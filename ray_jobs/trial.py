@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -46,7 +47,7 @@ def run_trial(chosen: dict[str, Any], sweep: Sweep, environment: Mapping[str, st
             from ssacl.evaluation.quick import final_figures
 
             test = final_figures(result.model_url, config.data.url, sweep.config.stability.num_test_films)
-        tune.report({"event": "end", "test": test})
+        tune.report({"event": "end", "test": json.dumps(test)})
     except SSACLError as error:
         tune.report({"event": "failed", "error": f"{type(error).__name__}: {error}"})
     # Whatever it is: a bug that every trial meets must be told, and not be tried three times each.
@@ -73,7 +74,8 @@ class _Told:
         for record in records:
             if record["event"] == "validation" and record["run_step"] > self._step:
                 self._step = record["run_step"]
-                tune.report({"event": "validation", "record": self._point(record)})
+                # As text: Tune flattens what is nested.
+                tune.report({"event": "validation", "record": json.dumps(self._point(record))})
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,10 +46,10 @@ class Tune:
     def tell(self, name: str, step: int, agreement: float, last: bool = False) -> str:
         figures = {"mirror_agreement": agreement, "findings_f1": agreement} if last else {"mirror_agreement": agreement}
         record = {"step": step, "stage": "joint", "last": last, **figures}
-        return self._result(name, {"event": "validation", "record": record})
+        return self._result(name, {"event": "validation", "record": json.dumps(record)})
 
     def end(self, name: str, error: str = "") -> None:
-        self._result(name, {"event": "failed", "error": error} if error else {"event": "end", "test": {}})
+        self._result(name, {"event": "failed", "error": error} if error else {"event": "end", "test": "{}"})
         self.stop(name)
 
     def stop(self, name: str, lost: bool = False) -> None:
