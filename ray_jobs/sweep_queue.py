@@ -48,6 +48,12 @@ class TrialQueue(Searcher):
         self.failure: SSACLError | None = None
         self.spent = ""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a trial to start or to go on with; asked while none runs."""
+        self.spent = self.spent or self._is_spent()
+        return not self.spent and self._choose(set()) is not None
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 

@@ -124,13 +124,13 @@ def _search(ledger: Ledger, at_once: int) -> None:
 
 def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
     """Train the best and the base with seeds that the search did not see: the best of many draws is partly luck."""
-    base_seed = ledger.sweep.base.run.seed
+    if best.name == DEFAULT_TRIAL:
+        return
     planned = []
     for number in range(1, ledger.sweep.config.stability.seeds + 1):
-        kinds = (("base", {}), (f"{best.name}", best.point)) if best.name != DEFAULT_TRIAL else (("base", {}),)
-        for label, point in kinds:
-            kind = "base" if label == "base" else "best"
-            planned.append(Trial(name=f"{label}-seed-{number}", kind=kind, point=point, seed=base_seed + number))
+        seed = ledger.sweep.base.run.seed + number
+        planned.append(Trial(name=f"base-seed-{number}", kind="base", seed=seed))
+        planned.append(Trial(name=f"{best.name}-seed-{number}", kind="best", point=best.point, seed=seed))
 
     def choose(live: set[str]) -> Trial | None:
         known = {trial.name: trial for trial in ledger.trials("best", "base")}
@@ -142,6 +142,8 @@ def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
 
 
 def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.TrialScheduler) -> None:
+    if not queue.has_more:
+        return
     with tempfile.TemporaryDirectory(prefix="ssacl-ray-tune-") as folder:
         os.environ.update(_QUIET_TUNE)
         trainable = tune.with_resources(

@@ -129,6 +129,7 @@ def test_a_spent_budget_starts_nothing_and_stops_what_runs(tmp_path: Path) -> No
     base = tune.start()
     tune.budget = "the budget of 1 hours is spent"
     assert tune.queue.suggest("next") == Searcher.FINISHED
+    assert not tune.queue.has_more
     assert tune.tell(base, 2, 0.5) == "STOP"
     tune.stop(base)
     assert tune.ledger.read(base).error == "the budget of 1 hours is spent"
