@@ -38,7 +38,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path) -> 
     # The base learns next to nothing, so the other trial is the best.
     path = write_sweep(
         tmp_path,
-        space={"optim.lr": {"log_uniform": [0.003, 0.01]}},
+        space={"optim.lr": {"log_uniform": [0.001, 0.003]}},
         objectives={"language_model": "min", "findings_f1": "max"},
         scheduler={"kind": "none"},
         budget={"trials": 2},
