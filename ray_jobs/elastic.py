@@ -67,6 +67,16 @@ def resources_per_worker(config: Config) -> dict[str, float]:
     return {"CPU": config.run.cpus_per_train_worker, **({"GPU": 1.0} if config.run.use_gpu else {})}
 
 
+def room_for_workers(config: Config) -> int:
+    """How many train workers the nodes of the cluster have room for, were they empty."""
+    each = resources_per_worker(config)
+    return sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount > 0)) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def require_room(config: Config, fewest: int) -> None:
     """Say at once what Ray would wait for without a word.
 
@@ -75,9 +85,7 @@ def require_room(config: Config, fewest: int) -> None:
     ConfigError
         The nodes of the cluster have no room for the `fewest` train workers.
     """
-    each = resources_per_worker(config)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount > 0)) for node in nodes)
+    each, nodes, room = resources_per_worker(config), _nodes(), room_for_workers(config)
     if room < fewest:
         wanted = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
         there = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}" for name in each)

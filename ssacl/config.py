@@ -281,6 +281,9 @@ class RunConfig(_Section):
         description="Training goes on while a checkpoint is uploaded; costs each rank's machine the memory of its part of the state.",
     )
     validate_every_steps: Count = Field(500, description="Validation is the only thing that chooses a checkpoint.")
+    num_figure_films: int = Field(
+        0, ge=0, description="First validation films whose reports and maps are scored at each validation, beside its losses; 0: none."
+    )
     keep_last: Count = 2
     log_every_steps: Count = 10
     hang_limit_s: float = Field(
@@ -357,11 +360,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of '{key}' is not valid YAML: {text}") from error
-    tree[last] = _number(value)
+    tree[last] = yaml_number(value)
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads "1e-4" (no dot) as a string.
+def yaml_number(value: Any) -> Any:
+    """`value`, or the number that it is meant to be: YAML 1.1 reads "1e-4" (no dot) as a string."""
     if isinstance(value, str):
         try:
             return float(value)

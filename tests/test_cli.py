@@ -25,7 +25,7 @@ from ssacl.phantom import write_dicom_tree
 from ssacl.training.sealed import MANIFEST, seal
 
 ROOT = Path(__file__).parents[1]
-NOT_BUILT = ["tune", "submit", "model list", "model promote", "model rollback"]
+NOT_BUILT = ["submit", "model list", "model promote", "model rollback"]
 COMMANDS = [
     "data phantom",
     "data ingest",
@@ -34,6 +34,7 @@ COMMANDS = [
     "data deidentify",
     "data tokenizer",
     "train",
+    "tune",
     "evaluate reports",
     "evaluate compare",
     "evaluate retrieval",

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ssacl.config import load_config
+from ssacl.sweeps.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ssacl", "ray_jobs", "serve", "benchmarks", "tests")
@@ -21,7 +22,7 @@ CARELESS_NAMES = {"utils.py", "util.py", "misc.py", "helpers.py", "common.py"}
 CODE_THAT_UNPICKLES = {"cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 MAX_LINES = 400
 # Prompts are no configuration of a run; tests/test_contrast_tasks.py loads them.
-RUN_CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {ROOT / "configs" / "zero_shot.yaml"})
+RUN_CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if not path.name.startswith(("tune_", "zero_shot"))]
 
 
 def python_files(*packages: str) -> list[Path]:
@@ -136,6 +137,11 @@ def test_nothing_read_can_run_code(path: Path) -> None:
         if called in ("np.load", "numpy.load"):
             assert given.get("allow_pickle", "False") == "False", f"line {node.lineno}"
         assert called not in ("yaml.load", "yaml.unsafe_load", "eval", "exec"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("tune_*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_sweep_loads(path: Path) -> None:
+    assert load_sweep(path).config.space
 
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)

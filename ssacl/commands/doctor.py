@@ -34,6 +34,7 @@ PACKAGES = {
     "boto3": ("boto3", "core"),
     "ray": ("ray", "train"),
     "deepspeed": ("deepspeed", "train"),
+    "optuna": ("optuna", "tune"),
     "fastapi": ("fastapi", "serve"),
     "pydicom": ("pydicom", "dicom"),
     "python-gdcm": ("gdcm", "dicom"),

@@ -119,15 +119,21 @@ def hold_lease(storage: Storage, holder: Holder = INGEST) -> Iterator[Lease]:
         lease._release()
 
 
+def is_free(storage: Storage, holder: Holder) -> bool:
+    """Whether nobody holds the lease there, or its process ran on this machine and is gone; without waiting for a heartbeat."""
+    seen = _read(storage, holder.key)
+    return seen is None or _is_gone(seen)
+
+
 def _busy(storage: Storage, holder: Holder) -> BusyError:
     return BusyError(f"Another {holder.name} is writing into {storage.url}. {holder.advice}")
 
 
 def _wait_for(storage: Storage, holder: Holder) -> None:
     """Return once nobody holds the lease."""
-    seen = _read(storage, holder.key)
-    if seen is None or _is_gone(seen):
+    if is_free(storage, holder):
         return
+    seen = _read(storage, holder.key)
     logger.warning("another %s was writing into %s; looking for %.0f s whether it still does", holder.name, storage.url, PATIENCE_S)
     give_up_at = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up_at:

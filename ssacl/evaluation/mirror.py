@@ -103,7 +103,7 @@ def mirror_scores(
         samples = [read_sample(storage, entry) for entry in entries[start : start + _CHUNK]]
         pictures = [read_picture(sample.image) for sample in samples]
         plain += _answers(generator, loaded, pictures)
-        turned += _answers(generator, loaded, [_mirror(picture) for picture in pictures])
+        turned += _answers(generator, loaded, [mirror_picture(picture) for picture in pictures])
         true_sides += [{} if truth is None else one_sided(truth, sample_digest(sample)) for sample in samples]
         if progress is not None:
             progress(len(samples))
@@ -121,7 +121,8 @@ def mirror_scores(
     return scores
 
 
-def _mirror(picture: Picture) -> Picture:
+def mirror_picture(picture: Picture) -> Picture:
+    """The film turned left to right."""
     turned: Any = np.ascontiguousarray(picture.pixels[:, ::-1])
     return dataclasses.replace(picture, pixels=turned)
 
@@ -158,13 +159,18 @@ def _words(draft: DraftReport) -> dict[str, str]:
     return {finding: next(iter(sides)) for finding, sides in named.items() if len(sides) == 1 and sides != {""}}
 
 
+def twins_agree(plain: NDArray[np.float64], turned: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which nodes lie on the mirrored film where their twins on the plain one are mirrored to; centroids [G, 2] in half-widths."""
+    agree: NDArray[np.bool_] = np.linalg.norm(turned - plain[list(TWIN_NODES)] * (-1, 1), axis=1) <= TOLERANCE
+    return agree
+
+
 def _maps(pairs: list[tuple[_Answer, _Answer]], rng: np.random.Generator) -> dict[str, Any]:
     """A node's centroid on the mirrored film lies where its twin's on the plain film is mirrored to."""
     films, midline = [], NODE_INDEX["spine"]
     on_side: dict[str, list[bool]] = {"plain": [], "mirrored": []}
     for plain, turned in pairs:
-        expected = plain.centroids[list(TWIN_NODES)] * (-1, 1)
-        films.append(np.linalg.norm(turned.centroids - expected, axis=1) <= TOLERANCE)
+        films.append(twins_agree(plain.centroids, turned.centroids))
         for name, answer in (("plain", plain), ("mirrored", turned)):
             offset = answer.centroids[:, 0] - answer.centroids[midline, 0]
             # The patient's right is on the left of the image, also of a mirrored one: its heart then lies on the right.

@@ -40,6 +40,7 @@ from ssacl.training.checkpoint import (
 from ssacl.training.deepspeed_engine import construction
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.events import EventFiles
+from ssacl.training.figures import ValidationFigures
 from ssacl.training.frozen import freeze_samples
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.memory import set_freed_memory
@@ -107,6 +108,7 @@ class _Run:
         self.thresholds: dict[str, float] = {}
         self.metrics, self.events = MetricsLog(), EventFiles(self.storage)
         self.samples = SampleReports(config, self.tokenizers, self.data, self.storage, self.device)
+        self.figures = ValidationFigures(config, self.tokenizers, self.data, self.device)
         self.watchdog = Watchdog(config.run.hang_limit_s, lambda text: reporter.progress({"event": "hang", "note": text}))
         self.lease: Lease | None = None
         self.validation: dict[str, Any] = {}
@@ -225,9 +227,13 @@ class _Run:
                 sums[name] = sums.get(name, 0.0) + value / len(self.validation_batches)
         record = self._record(plan, step, "validation", sums)
         self.validation[plan.kind] = sums
-        self._milestone(record)
         # Under ZeRO 3 rank 0 has but a part of the weights.
         whole = self.config.engine.kind == "torch" or self.config.engine.zero_stage < 3
+        if self.config.run.num_figure_films > 0 and whole:
+            figures = on_rank_0(lambda: self.figures.of(self.model, self.thresholds, self._writes_reports(plan)), self.world_rank)
+            record["figures"] = figures
+            self.validation[plan.kind] = sums | figures
+        self._milestone(record)
         if self.world_rank == 0 and whole and plan.kind != "contrastive" and self._writes_reports(plan):
             self.samples.write(self.model, self.thresholds, f"{plan.name}-{step:08d}")
 

@@ -1,0 +1,181 @@
+"""A sweep on Ray Tune: trials are whole Ray Train runs, the ledger in storage says what has been done; then a check with other seeds."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from ray_jobs.elastic import require_room, room_for_workers, worker_counts
+from ray_jobs.session import ray_session, storage_environment
+from ray_jobs.sweep_queue import Rungs, TrialQueue, drop_losers, find_failure
+from ray_jobs.trial import run_trial
+from ssacl.data.lease import hold_lease
+from ssacl.data.loader import open_split
+from ssacl.data.storage import open_storage
+from ssacl.errors import TrainingError
+from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
+from ssacl.sweeps.front import best_trial
+from ssacl.sweeps.ledger import HOLDER, Ledger, Trial
+from ssacl.sweeps.results import Results, write_results
+from ssacl.sweeps.search import propose
+from ssacl.sweeps.space import look_up
+
+logger = logging.getLogger(__name__)
+
+_NOTE_S = 5.0
+_QUIET_TUNE = {
+    # Configurations name data by paths from here.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ctrl-C is the usual KeyboardInterrupt.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A stopped trial's process that does not end by itself is ended.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
+    # The ledger is the state: Tune's own copy of it is not wanted.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
+
+
+def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None = None) -> Results:
+    """Run what is left of a sweep, then its stability check, and write the results.
+
+    Parameters
+    ----------
+    address : as in `run_training`.
+    out_folder : where the results also go on this machine; none: sweeps/<name>.
+
+    Raises
+    ------
+    ConfigError
+        The name belongs to another sweep, a trial does not fit into the cluster, or no trial reports an objective.
+    TrainingError
+        All trials fail.
+    BusyError
+        The same sweep runs elsewhere.
+    """
+    counts = worker_counts(sweep.base)
+    open_split(open_storage(sweep.base.data.url), "train", purpose="training")
+    # The same place from every process.
+    sweep = sweep.model_copy(update={"config": sweep.config.model_copy(update={"storage_url": open_storage(sweep.config.storage_url).url})})
+    ledger = Ledger(sweep)
+    num_cpus = max(os.cpu_count() or 1, math.ceil(counts[-1] * sweep.base.run.cpus_per_train_worker))
+    with hold_lease(ledger.storage, HOLDER), ray_session(num_cpus=num_cpus, address=address) as dashboard:
+        if dashboard:
+            logger.info("Ray dashboard: %s", dashboard)
+        ledger.claim()
+        require_room(sweep.base, counts[0])
+        at_once = max(1, min(sweep.config.max_concurrent, room_for_workers(sweep.base) // counts[-1]))
+        logger.info("sweep in %s; %d trials at a time", ledger.storage.url, at_once)
+        _try_failed_again(ledger)
+        _search(ledger, at_once)
+        failure = find_failure(sweep, ledger.trials())
+        if failure is not None:
+            raise failure
+        best = best_trial(ledger.trials(), sweep.config.objectives)
+        if best is None:
+            raise TrainingError("The budget ended before any trial had trained to its end: give the sweep more, and run it again.")
+        _stability(ledger, best, at_once)
+        drop_losers(ledger, patient=True)
+    return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name)
+
+
+def _search(ledger: Ledger, at_once: int) -> None:
+    config, base = ledger.sweep.config, ledger.sweep.base
+    started, before_s, noted_s = time.monotonic(), ledger.elapsed_s, 0.0
+
+    def is_spent() -> str:
+        nonlocal noted_s
+        elapsed_s = before_s + time.monotonic() - started
+        # Tune asks many times a second.
+        if elapsed_s - noted_s > _NOTE_S:
+            noted_s = elapsed_s
+            ledger.set_elapsed(elapsed_s)
+        if config.budget.hours is not None and elapsed_s > 3600 * config.budget.hours:
+            return f"the budget of {config.budget.hours:g} hours is spent"
+        if config.budget.gpu_hours is not None:
+            used = sum(trial.busy_s for trial in ledger.trials()) / 3600 * worker_counts(base)[-1]
+            if used > config.budget.gpu_hours:
+                return f"the budget of {config.budget.gpu_hours:g} GPU-hours is spent"
+        return ""
+
+    def choose(live: set[str]) -> Trial | None:
+        trials = ledger.trials()
+        left = [trial for trial in trials if trial.status == "running" and trial.name not in live]
+        if left:
+            return left[0]
+        if len(trials) >= config.budget.trials:
+            return None
+        name = f"trial-{len(trials):04d}"
+        point = {key: look_up(base, key) for key in config.space} if name == DEFAULT_TRIAL else propose(config, trials, len(trials))
+        return Trial(name=name, point=point, seed=base.run.seed)
+
+    queue = TrialQueue(ledger, choose, at_once, is_spent)
+    _run_trials(ledger, queue, Rungs(ledger, queue))
+
+
+def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
+    """Train the best and the base with seeds that the search did not see: the best of many draws is partly luck."""
+    if best.name == DEFAULT_TRIAL:
+        return
+    planned = []
+    for number in range(1, ledger.sweep.config.stability.seeds + 1):
+        seed = ledger.sweep.base.run.seed + number
+        planned.append(Trial(name=f"base-seed-{number}", kind="base", seed=seed))
+        planned.append(Trial(name=f"{best.name}-seed-{number}", kind="best", point=best.point, seed=seed))
+
+    def choose(live: set[str]) -> Trial | None:
+        known = {trial.name: trial for trial in ledger.trials("best", "base")}
+        waiting = [known.get(trial.name, trial) for trial in planned if trial.name not in live]
+        return next((trial for trial in waiting if trial.status == "running"), None)
+
+    queue = TrialQueue(ledger, choose, at_once, lambda: "")
+    _run_trials(ledger, queue, tune.schedulers.FIFOScheduler())
+
+
+def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.TrialScheduler) -> None:
+    if not queue.has_more:
+        return
+    with tempfile.TemporaryDirectory(prefix="ssacl-ray-tune-") as folder:
+        os.environ.update(_QUIET_TUNE)
+        trainable = tune.with_resources(
+            tune.with_parameters(run_trial, sweep=ledger.sweep, environment=storage_environment()),
+            # The trial itself only waits: on the driver's node, which has to live anyway. Its train workers take what they need, anywhere.
+            tune.PlacementGroupFactory([{_this_node(): 0.0001}]),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=queue, scheduler=scheduler, num_samples=-1, reuse_actors=False),
+            run_config=tune.RunConfig(
+                name=ledger.sweep.config.name,
+                storage_path=folder,
+                verbose=0,
+                # Of the trial's own process: its run goes on from its checkpoints.
+                failure_config=tune.FailureConfig(max_failures=ledger.sweep.base.run.max_restarts),
+            ),
+        )
+        tuner.fit()
+    if queue.failure is not None:
+        raise queue.failure
+
+
+def _this_node() -> str:
+    """The resource that only this node has."""
+    own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    return next(name for name in own["Resources"] if name.startswith("node:") and not name.startswith("node:__"))
+
+
+def _try_failed_again(ledger: Ledger) -> None:
+    trials = ledger.trials()
+    if not any(trial.status in ("finished", "pruned") for trial in trials):
+        for trial in trials:
+            if trial.status == "failed":
+                ledger.write(trial.model_copy(update={"status": "running", "error": ""}))

@@ -1,0 +1,176 @@
+"""What a sweep leaves: `best.yaml`, the table as JSON and text, one picture and one page; in its storage and on this machine."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ssacl.config import Config
+from ssacl.evaluation.page import page, table
+from ssacl.inference.files import write_whole
+from ssacl.sweeps.figures import sweep_png
+from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
+from ssacl.sweeps.importance import importance
+from ssacl.sweeps.ledger import Ledger, Trial, trial_config
+from ssacl.sweeps.space import look_up
+from ssacl.sweeps.stability import compare_runs
+
+BEST, TABLE, TEXT, PICTURE, PAGE = "best.yaml", "table.json", "table.txt", "sweep.png", "sweep.html"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Files on this machine, and what the table holds."""
+
+    best_yaml: Path
+    page: Path
+    table: dict[str, Any]
+    text: str
+
+
+def write_results(ledger: Ledger, folder: Path) -> Results:
+    """Write the results of a search that has a finished trial.
+
+    Raises
+    ------
+    StorageError
+        Storage or the disk refuses.
+    """
+    tree = sweep_table(ledger)
+    text = table_text(tree)
+    png = sweep_png(ledger.sweep.config, ledger.trials(), tree)
+    files = {
+        BEST: best_config(ledger).to_yaml().encode(),
+        TABLE: (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode(),
+        TEXT: text.encode(),
+        PICTURE: png,
+        PAGE: _page(tree, png).encode(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        ledger.storage.write(name, content)
+        write_whole(folder / name, content)
+    return Results(folder / BEST, folder / PAGE, tree, text)
+
+
+def best_config(ledger: Ledger) -> Config:
+    """The best trial's configuration, under a run name of its own: `ssacl train --config best.yaml` trains it again."""
+    best = _best(ledger)
+    config = trial_config(ledger.sweep, best)
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": f"{ledger.sweep.config.name}-best"})})
+
+
+def sweep_table(ledger: Ledger) -> dict[str, Any]:
+    """Everything that the sweep learned, as one plain tree."""
+    sweep, trials = ledger.sweep, ledger.trials()
+    config, best = sweep.config, _best(ledger)
+    front = {trial.name for trial in pareto_front(trials, config.objectives)}
+    rows = []
+    for trial in trials:
+        resolved = trial_config(sweep, trial)
+        rows.append(
+            {
+                "name": trial.name,
+                "status": trial.status,
+                "steps": trial.step,
+                "minutes": round(trial.busy_s / 60, 2),
+                "on_front": trial.name in front,
+                "objectives": {name: trial.value(name) for name in config.objectives},
+                "values": {key: look_up(resolved, key) for key in dict.fromkeys((*config.space, *config.same_sum))},
+                "error": trial.error,
+            }
+        )
+    runs = ledger.trials("best", "base")
+    # A sweep that goes on may have another best than before: of its runs, those with today's.
+    runs = [run for run in runs if run.kind == "base" or run.name.startswith(f"{best.name}-")]
+    validation = [compare_runs([(run, run.value(name)) for run in runs], name, mode) for name, mode in config.objectives.items()]
+    tested = sorted({name for run in runs for name in run.test})
+    test = [compare_runs([(run, run.test.get(name)) for run in runs], name, "max") for name in tested]
+    return {
+        "sweep": config.name,
+        "objectives": dict(config.objectives),
+        "num_trials": {status: sum(trial.status == status for trial in trials) for status in ("finished", "pruned", "failed", "running")},
+        "hours": round(ledger.elapsed_s / 3600, 3),
+        "best": best.name,
+        "best_model": ledger.storage.sub(f"runs/{best.name}/model").url,
+        "trials": rows,
+        "importance": {name: importance(config, trials, name) for name in config.objectives},
+        "best_so_far": {name: best_so_far(trials, name, mode) for name, mode in config.objectives.items()},
+        "stability": {"validation": validation, "test": test},
+    }
+
+
+def _best(ledger: Ledger) -> Trial:
+    best = best_trial(ledger.trials(), ledger.sweep.config.objectives)
+    assert best is not None, "results are written once a trial has finished"
+    return best
+
+
+def table_text(tree: Mapping[str, Any]) -> str:
+    """The table for a terminal."""
+    names = list(tree["objectives"])
+    head = ["trial", "status", "steps", "min", *names, *tree["trials"][0]["values"]]
+    lines = [head]
+    for row in tree["trials"]:
+        mark = "*" if row["name"] == tree["best"] else "+" if row["on_front"] else ""
+        cells = [row["name"] + mark, row["status"], str(row["steps"]), f"{row['minutes']:.1f}"]
+        lines.append([*cells, *(_number(row["objectives"][name]) for name in names), *(_number(value) for value in row["values"].values())])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return text + "\n\n* the best, + on the Pareto front\n" + "".join(f"\n{line}" for line in _stability_lines(tree)) + "\n"
+
+
+def _stability_lines(tree: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for split, rows in tree["stability"].items():
+        for row in rows:
+            if row["seeds"]:
+                base, best, difference = (_spread(row[part]) for part in ("base", "best", "difference"))
+                head = f"{split} {row['metric']}, {len(row['seeds'])} seeds"
+                lines.append(f"{head}: base {base}, best {best}, difference {difference}: {row['verdict']}")
+    return lines or ["No stability check: the base is the best, or stability.seeds is 0."]
+
+
+def _page(tree: Mapping[str, Any], png: bytes) -> str:
+    names = list(tree["objectives"])
+    head = ["trial", "status", "steps", "minutes", *names, *tree["trials"][0]["values"], ""]
+    rows = []
+    for row in tree["trials"]:
+        mark = "best" if row["name"] == tree["best"] else "on the front" if row["on_front"] else row["error"]
+        figures = [_number(row["objectives"][name]) for name in names] + [_number(value) for value in row["values"].values()]
+        rows.append([row["name"], row["status"], str(row["steps"]), f"{row['minutes']:.1f}", *figures, mark])
+    counts = ", ".join(f"{number} {status}" for status, number in tree["num_trials"].items() if number)
+    stability = [
+        [split, row["metric"], *(_spread(row[part]) for part in ("base", "best", "difference")), row["verdict"]]
+        for split, part in tree["stability"].items()
+        for row in part
+        if row["seeds"]
+    ]
+    parts = [
+        f"<p>{counts}; {tree['hours']:.2f} hours. The best is {tree['best']}: best.yaml trains it again.</p>",
+        f'<img alt="parallel coordinates, importance, front, learning curves" src="data:image/png;base64,{b64encode(png).decode()}">',
+        "<h2>Best and base, with seeds that the search did not see</h2>",
+        table(["split", "metric", "base", "best", "difference", ""], _escaped(stability)) if stability else "<p>Not checked.</p>",
+        "<h2>Trials</h2>",
+        table(head, _escaped(rows), numbers=tuple(range(2, len(head) - 1))),
+    ]
+    return page(f"Sweep {tree['sweep']}", parts)
+
+
+def _escaped(rows: list[list[str]]) -> list[list[str]]:
+    return [[escape(cell) for cell in row] for row in rows]
+
+
+def _spread(part: Mapping[str, Any]) -> str:
+    if part["interval"] is None:
+        return _number(part["mean"])
+    return f"{_number(part['mean'])} [{_number(part['interval'][0])}, {_number(part['interval'][1])}]"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
