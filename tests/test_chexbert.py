@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from ssacl.anatomy import FINDINGS, FindingStatus
 from ssacl.data.chexbert import CLASSES, HEAD_SIZES, CheXbert, label_reports
 from ssacl.errors import CheckpointError
-from ssacl.evaluation.clinical import report_status
+from ssacl.scores.clinical import report_status
 
 TEXTS = [
     "No pleural effusion.",

@@ -13,8 +13,8 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from ssacl.anatomy import FINDING_INDEX, FINDINGS, FindingStatus
 from ssacl.errors import ConfigError, DataError
 from ssacl.evaluation.baselines import baseline_reports, prior_findings, prior_scores
-from ssacl.evaluation.clinical import CHEXPERT_FIVE, GROUPS, clinical_f1, head_f1, positives, report_f1, report_status
 from ssacl.evaluation.roc import finding_areas, mean_area, roc_auc
+from ssacl.scores.clinical import CHEXPERT_FIVE, GROUPS, clinical_f1, head_f1, positives, report_f1, report_status
 
 ABSENT, PRESENT, UNCERTAIN, UNMENTIONED = (int(each) for each in FindingStatus)
 EFFUSION, HEART = FINDING_INDEX["Pleural Effusion"], FINDING_INDEX["Cardiomegaly"]

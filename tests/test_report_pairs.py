@@ -23,13 +23,13 @@ from ssacl.errors import DataError
 from ssacl.evaluation import cases as cases_module
 from ssacl.evaluation import figures as figures_module
 from ssacl.evaluation.cases import read_cases
-from ssacl.evaluation.clinical import GROUPS, positives
 from ssacl.evaluation.compare import compare, paired_figures
 from ssacl.evaluation.figures import intervals, point_figures, statistics
 from ssacl.evaluation.pairs import MAX_LINE_BYTES, check_pairs
 from ssacl.evaluation.pairs_evaluation import evaluate_pairs
 from ssacl.evaluation.scorecard import read_card
 from ssacl.evaluation.text import tokenise
+from ssacl.scores.clinical import GROUPS, positives
 
 SENTENCES = [
     "There is a small left pleural effusion.",

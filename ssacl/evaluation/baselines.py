@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from ssacl.anatomy import FINDING_INDEX, FINDINGS, NO_FINDING, FindingStatus
 from ssacl.data.labeler import Uncertain
 from ssacl.errors import DataError
-from ssacl.evaluation.clinical import ClinicalScores, Positives, clinical_f1, positives, report_status
 from ssacl.evaluation.text import tokenise
+from ssacl.scores.clinical import ClinicalScores, Positives, clinical_f1, positives, report_status
 
 
 def prior_findings(validation_status: ArrayLike, uncertain: Uncertain) -> dict[str, NDArray[np.bool_]]:

@@ -16,8 +16,8 @@ from ssacl.anatomy import FINDING_INDEX, FINDINGS
 from ssacl.data.labeler import Uncertain
 from ssacl.errors import DataError
 from ssacl.evaluation.cases import Case
-from ssacl.evaluation.clinical import GROUPS, ClinicalScores, clinical_counts, scores_of_counts
 from ssacl.evaluation.text import MAX_ORDER, bleu_of
+from ssacl.scores.clinical import GROUPS, ClinicalScores, clinical_counts, scores_of_counts
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95

@@ -24,9 +24,9 @@ from ssacl.errors import DataError
 from ssacl.evaluation.annotations import Asked, Film
 from ssacl.evaluation.conditions import Pose, pose_of
 from ssacl.evaluation.lung_landmarks import LANDMARK_NODES
-from ssacl.evaluation.map_measures import map_centroids
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.grounding import Look, understand
+from ssacl.scores.map_measures import map_centroids
 
 SQUARE_PX = 448
 """Side at which a film is moved: twice the largest model input in use, so that moving it loses nothing that a model sees."""

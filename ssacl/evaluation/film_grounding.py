@@ -31,7 +31,7 @@ from ssacl.evaluation.film_baselines import (
 from ssacl.evaluation.film_scores import GroupScores, interval, landmark_errors, mean_of, score_maps
 from ssacl.evaluation.grounding import centre_maps, random_maps
 from ssacl.evaluation.lung_landmarks import LANDMARKS, lung_landmarks
-from ssacl.evaluation.map_measures import Maps
+from ssacl.scores.map_measures import Maps
 
 MASK_PX = 112
 """Side at which maps and masks are compared."""

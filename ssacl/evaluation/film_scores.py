@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ssacl.evaluation.film_baselines import Folds, fit_rows
 from ssacl.evaluation.grounding import CUTS
-from ssacl.evaluation.map_measures import Measured, Threshold, iou_at, measure
 from ssacl.evaluation.phrases import contrast
+from ssacl.scores.map_measures import Measured, Threshold, iou_at, measure
 
 IOU_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of a map's maximum at which it is cut for `mean_iou`, as in the MS-CXR protocol (BioViL, arXiv 2204.09817)."""

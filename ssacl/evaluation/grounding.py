@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ssacl.anatomy import INNER_NODES, LEAVES, NODE_INDEX, NODES, mirrored
 from ssacl.errors import DataError
-from ssacl.evaluation.map_measures import Maps, Masks, Measured, Threshold, iou_at, measure
 from ssacl.inference.maps import SMOOTHING_CELLS
+from ssacl.scores.map_measures import Maps, Masks, Measured, Threshold, iou_at, measure
 
 RELATIVE_GRID: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
 AREA_GRID: tuple[float, ...] = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)

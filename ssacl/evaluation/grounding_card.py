@@ -19,11 +19,11 @@ from ssacl.evaluation.film_baselines import NUM_FOLDS
 from ssacl.evaluation.film_grounding import MASK_PX, GroupResult, Systems, groups_of, score_group, score_landmarks
 from ssacl.evaluation.film_scores import PER_CASE, rounded
 from ssacl.evaluation.grounding_sheet import contact_sheet_png
-from ssacl.evaluation.map_measures import HIT_RADIUS
 from ssacl.evaluation.scorecard import FORMAT, installed_versions, write_card
 from ssacl.evaluation.trained_films import POLICIES, allowed_films, seen_in_training
 from ssacl.inference.files import write_whole
 from ssacl.inference.generator import ReportGenerator
+from ssacl.scores.map_measures import HIT_RADIUS
 from ssacl.training.checkpoint import open_model
 
 SHEET_NAME = "cases.png"

@@ -8,7 +8,6 @@ Shape letters: n films, G = 32 nodes, M = 25 leaves, F = 14 findings, g grid sid
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,13 @@ from ssacl.data.shards import read_sample
 from ssacl.data.storage import open_storage
 from ssacl.data.transforms import load_square, normalise
 from ssacl.errors import DataError
-from ssacl.evaluation.map_measures import HIT_RADIUS
 from ssacl.evaluation.predictions import sample_digest
 from ssacl.evaluation.truth import load_truth, one_sided
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
+from ssacl.scores.mirrored import mirror_picture, twins_agree
 from ssacl.training.checkpoint import LoadedModel, open_model
 
-TOLERANCE = 2 * HIT_RADIUS
-"""Half-widths by which two centroids may differ: the radius within which a pointing map hits."""
 NUM_RESAMPLES = 1000
 _CHUNK = 16
 _OTHER = {"right": "left", "left": "right"}
@@ -121,12 +118,6 @@ def mirror_scores(
     return scores
 
 
-def mirror_picture(picture: Picture) -> Picture:
-    """The film turned left to right."""
-    turned: Any = np.ascontiguousarray(picture.pixels[:, ::-1])
-    return dataclasses.replace(picture, pixels=turned)
-
-
 def _answers(generator: ReportGenerator, loaded: LoadedModel, pictures: list[Picture]) -> Iterator[_Answer]:
     size = loaded.config.model.vision.image_size_px
     images = torch.stack([torch.as_tensor(normalise(load_square(picture.pixels, size)[0])) for picture in pictures])
@@ -157,12 +148,6 @@ def _words(draft: DraftReport) -> dict[str, str]:
             sides = {side for side in SIDES if any(leaf.startswith(side + " ") and mirrored(leaf) != leaf for leaf in mention.leaves)}
             named.setdefault(mention.finding, set()).update(sides or {""})
     return {finding: next(iter(sides)) for finding, sides in named.items() if len(sides) == 1 and sides != {""}}
-
-
-def twins_agree(plain: NDArray[np.float64], turned: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which nodes lie on the mirrored film where their twins on the plain one are mirrored to; centroids [G, 2] in half-widths."""
-    agree: NDArray[np.bool_] = np.linalg.norm(turned - plain[list(TWIN_NODES)] * (-1, 1), axis=1) <= TOLERANCE
-    return agree
 
 
 def _maps(pairs: list[tuple[_Answer, _Answer]], rng: np.random.Generator) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from ssacl.data.labeler import Uncertain
 from ssacl.data.loader import open_split
 from ssacl.data.storage import open_storage
 from ssacl.evaluation.cases import EvaluationFolder
-from ssacl.evaluation.clinical import LABELER, load_chexbert
 from ssacl.evaluation.meteor import meteor_score, need_java
 from ssacl.evaluation.page import ShownCase, write_page
 from ssacl.evaluation.pairs import PairsFile, check_pairs, check_split
@@ -21,6 +20,7 @@ from ssacl.evaluation.scorecard import make_card, make_pairs_card, write_card
 from ssacl.evaluation.study_set import SplitEvaluation
 from ssacl.inference.files import write_whole
 from ssacl.inference.generator import GenerationOptions
+from ssacl.scores.clinical import LABELER, load_chexbert
 
 
 def evaluate_pairs(

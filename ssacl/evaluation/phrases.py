@@ -25,12 +25,12 @@ from ssacl.data.shards import read_sample
 from ssacl.data.storage import open_storage
 from ssacl.errors import DataError
 from ssacl.evaluation.grounding import CUTS
-from ssacl.evaluation.map_measures import Measured, Threshold, iou_at, measure
 from ssacl.evaluation.predictions import sample_digest
 from ssacl.evaluation.truth import load_truth, square_masks, studies_of
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.grounding import Look, understand
 from ssacl.phantom.truth import PhantomTruth
+from ssacl.scores.map_measures import Measured, Threshold, iou_at, measure
 
 WORDS = {
     "Lung Opacity": "lung opacity",

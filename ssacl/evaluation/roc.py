@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from ssacl.anatomy import FINDINGS
 from ssacl.data.labeler import Uncertain
 from ssacl.errors import DataError
-from ssacl.evaluation.clinical import GROUPS, positives
+from ssacl.scores.clinical import GROUPS, positives
 
 
 def roc_auc(scores: ArrayLike, truth: ArrayLike) -> float | None:

@@ -17,11 +17,11 @@ from rich.table import Table
 
 import ssacl
 from ssacl.errors import DataError, StorageError
-from ssacl.evaluation.clinical import GROUPS
 from ssacl.evaluation.roc import mean_area
 from ssacl.evaluation.study_set import SplitEvaluation
 from ssacl.evaluation.text import SCORER, TOKENISATION
 from ssacl.inference.files import write_whole
+from ssacl.scores.clinical import GROUPS
 
 FILE_NAME = "scorecard.json"
 FORMAT = 2

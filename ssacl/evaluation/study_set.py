@@ -24,7 +24,6 @@ from ssacl.data.storage import Storage, open_storage
 from ssacl.errors import DataError
 from ssacl.evaluation.baselines import baseline_reports, prior_scores
 from ssacl.evaluation.cases import EvaluationFolder
-from ssacl.evaluation.clinical import LABELER, Positives, clinical_f1, head_f1, load_chexbert, positives, report_status
 from ssacl.evaluation.drafts import DraftFolder
 from ssacl.evaluation.grounding import scores_with_baselines
 from ssacl.evaluation.predictions import MAPS_ONLY, Predictions, Runner, SplitPredictor, Work, sample_digest, sample_status
@@ -33,6 +32,7 @@ from ssacl.evaluation.text import diversity, text_scores
 from ssacl.evaluation.truth import load_truth, true_masks, true_status
 from ssacl.inference.generator import GenerationOptions
 from ssacl.phantom.truth import PhantomTruth
+from ssacl.scores.clinical import LABELER, Positives, clinical_f1, head_f1, load_chexbert, positives, report_status
 
 if TYPE_CHECKING:
     from ssacl.data.chexbert import CheXbert

@@ -24,8 +24,8 @@ class ValidationFigures:
         self._samples: list[Sample] = []
 
     def of(self, model: SSACL, thresholds: Mapping[str, float], with_reports: bool) -> dict[str, float]:
-        """See `ssacl.evaluation.quick.quick_figures`; leaves random numbers and the model's mode as they were."""
-        from ssacl.evaluation.quick import quick_figures
+        """See `ssacl.scores.quick.quick_figures`; leaves random numbers and the model's mode as they were."""
+        from ssacl.scores.quick import quick_figures
 
         if not self._samples:
             entries = open_split(self._data, "val", purpose="validation")[: self._config.run.num_figure_films]

@@ -25,7 +25,6 @@ from ssacl.anatomy import FINDING_INDEX
 from ssacl.data.reports import training_text
 from ssacl.data.shards import read_sample
 from ssacl.errors import ConfigError, DataError
-from ssacl.evaluation.clinical import CHEXPERT_FIVE
 from ssacl.evaluation.downstream.areas import Figures, Intervals, patient_weights, percentiles, slug
 from ssacl.evaluation.downstream.contrast import Embedded
 from ssacl.evaluation.downstream.contrast_run import ContrastOptions, ContrastRun, run_contrast
@@ -36,6 +35,7 @@ from ssacl.evaluation.downstream.task_card import make_task_card, write_task_car
 from ssacl.evaluation.figures import NUM_RESAMPLES
 from ssacl.evaluation.film_scores import interval
 from ssacl.evaluation.page import ShownCase
+from ssacl.scores.clinical import CHEXPERT_FIVE
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (5, 10, 50)

@@ -1,0 +1,1 @@
+"""Measures of reports and maps that need no truth: evaluation and validation in training share them."""
