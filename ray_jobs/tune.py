@@ -131,6 +131,9 @@ def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
         seed = ledger.sweep.base.run.seed + number
         planned.append(Trial(name=f"base-seed-{number}", kind="base", seed=seed))
         planned.append(Trial(name=f"{best.name}-seed-{number}", kind="best", point=best.point, seed=seed))
+    for trial in ledger.trials("best", "base"):
+        if trial.status == "failed":
+            ledger.write(trial.model_copy(update={"status": "running", "error": ""}))
 
     def choose(live: set[str]) -> Trial | None:
         known = {trial.name: trial for trial in ledger.trials("best", "base")}

@@ -226,7 +226,10 @@ def test_results_are_whole_and_best_yaml_is_the_best_trials_configuration(tmp_pa
         for kind, name in (("base", "base"), ("best", "trial-0001")):
             run = trial(0, 0.3 + 0.1 * (kind == "best") + 0.01 * seed, 0.5)
             ledger.write(run.model_copy(update={"name": f"{name}-seed-{seed}", "kind": kind, "seed": seed, "test": {"findings_f1": 0.2}}))
+    ledger.write(Trial(name="base-seed-3", kind="base", seed=3, status="failed", error="StorageError: <full>"))
     results = write_results(ledger, tmp_path / "out")
+    assert "base-seed-3 failed: StorageError: <full>" in results.text
+    assert "StorageError: &lt;full&gt;" in results.page.read_text()
     assert results.table["best"] == "trial-0001"
     assert [row["name"] for row in results.table["trials"] if row["on_front"]] == ["trial-0001", "trial-0002"]
     best = load_config(results.best_yaml)

@@ -10,7 +10,10 @@ from ssacl.training.checkpoint import open_model
 
 
 def final_figures(model_url: str, data_url: str, num_films: int) -> dict[str, float]:
-    """`quick_figures` of a finished model on the first films of the test split."""
+    """`quick_figures` of a finished model on the first films of the test split; without reports where it has not learned to write them."""
     storage = open_storage(data_url)
     entries = open_split(storage, "test", purpose="evaluation")[:num_films]
-    return quick_figures(open_model(model_url, "cpu"), [read_sample(storage, entry) for entry in entries])
+    loaded = open_model(model_url, "cpu")
+    stages = set(loaded.manifest.get("provenance", {}).get("stages", ()))
+    writes = bool(loaded.config.run.init_from) or ("findings" in stages and bool({"generation", "joint"} & stages))
+    return quick_figures(loaded, [read_sample(storage, entry) for entry in entries], with_reports=writes)

@@ -102,6 +102,7 @@ def sweep_table(ledger: Ledger) -> dict[str, Any]:
         "importance": {name: importance(config, trials, name) for name in config.objectives},
         "best_so_far": {name: best_so_far(trials, name, mode) for name, mode in config.objectives.items()},
         "stability": {"validation": validation, "test": test},
+        "stability_failures": {run.name: run.error for run in runs if run.status == "failed"},
     }
 
 
@@ -133,6 +134,7 @@ def _stability_lines(tree: Mapping[str, Any]) -> list[str]:
                 base, best, difference = (_spread(row[part]) for part in ("base", "best", "difference"))
                 head = f"{split} {row['metric']}, {len(row['seeds'])} seeds"
                 lines.append(f"{head}: base {base}, best {best}, difference {difference}: {row['verdict']}")
+    lines += [f"{name} failed: {error}" for name, error in tree["stability_failures"].items()]
     return lines or ["No stability check: the base is the best, or stability.seeds is 0."]
 
 
@@ -155,7 +157,8 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
         f"<p>{counts}; {tree['hours']:.2f} hours. The best is {tree['best']}: best.yaml trains it again.</p>",
         f'<img alt="parallel coordinates, importance, front, learning curves" src="data:image/png;base64,{b64encode(png).decode()}">',
         "<h2>Best and base, with seeds that the search did not see</h2>",
-        table(["split", "metric", "base", "best", "difference", ""], _escaped(stability)) if stability else "<p>Not checked.</p>",
+        table(["split", "metric", "base", "best", "difference", ""], _escaped(stability)) if stability else "<p>Not compared.</p>",
+        *(f"<p>{escape(name)} failed: {escape(error)}</p>" for name, error in tree["stability_failures"].items()),
         "<h2>Trials</h2>",
         table(head, _escaped(rows), numbers=tuple(range(2, len(head) - 1))),
     ]

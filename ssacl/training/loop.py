@@ -230,7 +230,7 @@ class _Run:
         # Under ZeRO 3 rank 0 has but a part of the weights.
         whole = self.config.engine.kind == "torch" or self.config.engine.zero_stage < 3
         if self.config.run.num_figure_films > 0 and whole:
-            figures = on_rank_0(lambda: self.figures.of(self.model, self.thresholds, self._writes_reports(plan)), self.world_rank)
+            figures = on_rank_0(lambda: self.figures.of(self.model, self.thresholds, self._scores_reports(plan)), self.world_rank)
             record["figures"] = figures
             self.validation[plan.kind] = sums | figures
         self._milestone(record)
@@ -240,6 +240,11 @@ class _Run:
     def _writes_reports(self, plan: StagePlan) -> bool:
         """Whether the language model has learned, in this run or in the one that it started from."""
         return bool(self.config.run.init_from) or any(past.kind in ("generation", "joint") for past in self.plans[: plan.index + 1])
+
+    def _scores_reports(self, plan: StagePlan) -> bool:
+        """Whether reports can be told from chance: they follow the findings head, which must have learned too."""
+        heads = any(past.kind == "findings" for past in self.plans[: plan.index + 1])
+        return self._writes_reports(plan) and (heads or bool(self.config.run.init_from))
 
     def _validation_batches(self) -> list[Batch]:
         loader = self._loader("val", "wrap")
