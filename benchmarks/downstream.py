@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> Measurement:
         )
     return Measurement(
         figures={"auc": _areas(areas), "dice": _dice(masks)},
-        goals={"auc.100.gain": Goal(min=0.0), "dice.gain_mean": Goal(min=0.0)},
+        goals={"auc.100.gain": Goal(min=0.0), "dice.gain.mean.value": Goal(min=0.0)},
         config={
             "checkpoint": areas["checkpoint"]["model_version"],
             "stages": areas["checkpoint"]["provenance"].get("stages"),
@@ -135,10 +135,9 @@ def _areas(card: dict[str, Any]) -> dict[str, Any]:
 
 def _dice(card: dict[str, Any]) -> dict[str, Any]:
     systems = {name: each["figures"] | {"intervals": each["intervals"]} for name, each in card["details"]["systems"].items()}
-    systems["model"].pop("dice_gain_mean", None)
-    tree: dict[str, Any] = rounded(
-        systems | {"gain_mean": card["metrics"]["dice_gain_mean"], "gain_interval": card["intervals"].get("dice_gain_mean")}
-    )
+    gains = [name for name in card["metrics"] if name.startswith("dice_gain_")]
+    gain = {name.removeprefix("dice_gain_"): {"value": card["metrics"][name], "interval": card["intervals"].get(name)} for name in gains}
+    tree: dict[str, Any] = rounded(systems | {"gain": gain})
     return tree | {"films": card["details"]["films_in_test"]}
 
 

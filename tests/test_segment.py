@@ -25,7 +25,7 @@ from ssacl.evaluation.downstream.films import UNKNOWN, FilmReader, TaskFilm
 from ssacl.evaluation.downstream.mask_layouts import read_masks
 from ssacl.evaluation.downstream.overlap import THRESHOLDS, best_threshold, dice, dice_at_thresholds
 from ssacl.evaluation.downstream.run_length import decode, encode
-from ssacl.evaluation.downstream.segment import SegmentOptions, segment
+from ssacl.evaluation.downstream.segment import SegmentOptions, _gains, segment
 from ssacl.evaluation.scorecard import read_card
 
 FAST = Schedule(num_epochs=2, batch_size=8, head_lr=1e-2, lr=1e-3)
@@ -166,6 +166,11 @@ def test_an_interrupted_run_goes_on_and_the_encoder_may_be_trained(
     assert whole["metrics"]["dice_mean"] != frozen["metrics"]["dice_mean"]
     assert whole["details"]["systems"]["raw_pixels"] == frozen["details"]["systems"]["raw_pixels"]
     assert whole["metrics"]["dice_where_drawn_pneumothorax"] is not None
+    gain = whole["metrics"]["dice_mean"] - whole["details"]["systems"]["raw_pixels"]["figures"]["dice_mean"]
+    assert whole["metrics"]["dice_gain_mean"] == pytest.approx(gain)
+    assert whole["metrics"]["dice_gain_pneumothorax"] == pytest.approx(gain)
+    low, high = whole["intervals"]["dice_gain_mean"]
+    assert low <= gain <= high
     monkeypatch.setattr(epochs, "write_whole", stopping_after(1, epochs.write_whole))
     with pytest.raises(KeyboardInterrupt):
         segment(model, siim, tmp_path / "cut", options)
@@ -220,3 +225,21 @@ def test_by_the_command(model: Path, drawn: Path, tmp_path: Path, capsys: pytest
     assert main([*common, "--out", str(tmp_path / "other"), "--structures", "spleen"]) == 1
     assert "No mask shows 'spleen'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_gains_are_differences_of_means_whatever_is_known() -> None:
+    difference = np.array([[0.2, 0.5], [0.4, 0.7], [-0.3, 9.0], [0.1, 9.0]])
+    labels = np.array([[1, 1], [1, 0], [1, UNKNOWN], [1, UNKNOWN]], np.int8)
+    points, drawn = _gains(
+        difference,
+        labels,
+        ["a", "b", "c", "d"],
+        (
+            "One",
+            "Two",
+        ),
+        seed=0,
+    )
+    assert points == pytest.approx({"dice_gain_mean": (0.1 + 0.6) / 2, "dice_gain_one": 0.1, "dice_gain_two": 0.6})
+    low, high = drawn["dice_gain_one"] or (0, 0)
+    assert -0.3 < low < 0.1 < high < 0.4

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ssacl.errors import ConfigError
 from ssacl.evaluation.cases import claim_folder
-from ssacl.evaluation.downstream.areas import Figures, Intervals, slug
+from ssacl.evaluation.downstream.areas import Figures, Intervals, patient_weights, percentiles, slug
 from ssacl.evaluation.downstream.decoder import MaskNet, MaskStore, answers, scores_of, train_masks
 from ssacl.evaluation.downstream.epochs import Schedule
 from ssacl.evaluation.downstream.films import PRESENT, UNKNOWN, FilmReader, TaskFilm, label_table
@@ -187,8 +187,8 @@ def _card(
     labels, patients, task = label_table(test), [film.patient for film in test], masks.task
     figures = {name: _figures(system.test, labels, patients, task.names, options.seed) for name, system in systems.items()}
     metrics, intervals = figures[MODEL]
-    gain = np.nanmean(np.where(labels != UNKNOWN, systems[MODEL].test - systems[RAW].test, np.nan), axis=1)
-    metrics["dice_gain_mean"], intervals["dice_gain_mean"] = float(gain.mean()), interval(gain, patients, options.seed)
+    gains, drawn = _gains(systems[MODEL].test - systems[RAW].test, labels, patients, task.names, options.seed)
+    metrics, intervals = metrics | gains, intervals | drawn
     rows = []
     for name in metrics:
         if name in figures[RAW][0] and "where_drawn" not in name:
@@ -225,6 +225,21 @@ def _card(
         },
     }
     return make_task_card("segment", loaded, data, settings, metrics, intervals, rows, details)
+
+
+def _gains(
+    difference: NDArray[np.float64], labels: NDArray[np.int8], patients: Sequence[str], names: Sequence[str], seed: int
+) -> tuple[Figures, Intervals]:
+    """`dice_gain_STRUCTURE`, and `dice_gain_mean` over structures as `dice_mean` is: few films of one count like many of another."""
+    known = labels != UNKNOWN
+    weights = np.concatenate([np.ones((1, len(patients))), patient_weights(patients, seed)])
+    count_RC = weights @ known
+    # The first row is the films as they are, the others are resamples; a resample may lack a structure.
+    mean_RC = np.divide(weights @ np.where(known, difference, 0), count_RC, out=np.full(count_RC.shape, np.nan), where=count_RC > 0)
+    there = known.any(0)
+    columns = {f"dice_gain_{slug(name)}": mean_RC[:, column] for column, name in enumerate(names) if there[column]}
+    columns = {"dice_gain_mean": mean_RC[:, there].mean(1)} | columns
+    return {name: float(drawn[0]) for name, drawn in columns.items()}, {name: percentiles(drawn[1:]) for name, drawn in columns.items()}
 
 
 def _figures(
