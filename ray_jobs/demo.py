@@ -119,7 +119,8 @@ def _film_with_findings(studies: Path) -> Path:
 def _serve_one(model_url: str, film: Path, out: Path, port: int) -> None:
     import httpx
 
-    from serve.app import ServeSettings, run_server
+    from serve.app import run_server
+    from serve.settings import ServeSettings
 
     with run_server(ServeSettings(checkpoint_url=model_url, port=port), blocking=False) as server:
         answers = {}

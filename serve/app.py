@@ -24,12 +24,12 @@ from ray.serve.handle import DeploymentHandle
 from ray_jobs.session import ray_session, storage_environment
 from serve.ingress import OverloadedError, build_api
 from serve.replica import ModelReplica
-from serve.schemas import ServeSettings
+from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ServeError
 from ssacl.inference.report import DraftReport
 
-__all__ = ["RunningServer", "ServeSettings", "build_app", "run_server", "stop_server"]
+__all__ = ["RunningServer", "build_app", "run_server", "stop_server"]
 
 logger = logging.getLogger(__name__)
 APPLICATION = "ssacl"

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from fastapi import Response
 
-from serve.schemas import ProblemError
+from serve.problems import ProblemError
 from ssacl.data.dicom import Picture
 from ssacl.errors import DataError
 from ssacl.inference.dicom_results import Source, dicom_results

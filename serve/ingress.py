@@ -17,7 +17,9 @@ from starlette.exceptions import HTTPException
 
 import ssacl
 from serve.dicom_answer import dicom_answer, read_source
-from serve.schemas import PROBLEM_TYPE, HealthResponse, ModelsResponse, Problem, ProblemError, ReportResponse, ServeSettings
+from serve.problems import PROBLEM_TYPE, Problem, ProblemError
+from serve.schemas import HealthResponse, ModelsResponse, ReportResponse
+from serve.settings import ServeSettings
 from serve.uploads import RAW_TYPES, first_frontal, read_images
 from ssacl.anatomy import NODES
 from ssacl.data.dicom import Picture

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import serve
 
-from serve.schemas import ServeSettings
+from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import SSACLError
 from ssacl.inference.generator import ReportGenerator

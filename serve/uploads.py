@@ -10,7 +10,9 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serve.schemas import ProblemError, ServeSettings, UnusedImage
+from serve.problems import ProblemError
+from serve.schemas import UnusedImage
+from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture, RefusedImageError, read_picture
 
 RAW_TYPES = ("application/dicom", "image/png", "image/jpeg", "application/octet-stream")

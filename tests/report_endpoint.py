@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from serve.ingress import build_api
-from serve.schemas import ServeSettings
+from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.inference.generator import GenerationOptions, ReportGenerator
 from ssacl.inference.report import DraftReport

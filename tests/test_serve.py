@@ -26,7 +26,8 @@ from tiny_model import encoded_film, tiny_model_folder
 
 from serve.app import build_app, run_server
 from serve.ingress import OverloadedError, build_api
-from serve.schemas import ReportResponse, ServeSettings
+from serve.schemas import ReportResponse
+from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ConfigError, ServeError
 from ssacl.inference.generator import GenerationOptions

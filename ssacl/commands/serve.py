@@ -22,7 +22,8 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from serve.app import ServeSettings, run_server
+    from serve.app import run_server
+    from serve.settings import ServeSettings
 
     settings = ServeSettings.parse(
         {"checkpoint_url": options.checkpoint, "host": options.host, "port": options.port, "max_replicas": options.max_replicas}
