@@ -54,7 +54,7 @@ def run_demo(out: Path, num_studies: int, seed: int, port: int, overrides: list[
     SSACLError
         Whatever a part names; nothing is left running.
     """
-    work, scores = out / "work", out / "scores"
+    work, scores = out / "files", out / "scores"
     for old in (work, scores):
         shutil.rmtree(old, ignore_errors=True)
     work.mkdir(parents=True)
@@ -149,13 +149,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 NEXT_STEPS = """
-Go on by yourself ({out}/work holds the films and the embedded S3's folder):
+Go on by yourself ({out}/files holds the films and the embedded S3's folder):
   source .venv/bin/activate
   ssacl data phantom --out films --num-studies 3000 --seed 1
   ssacl data ingest --format dicom-dir films --out shards && ssacl data tokenizer --data shards
   ssacl train --config configs/phantom_tiny.yaml data.url=shards run.storage_url=runs
   ssacl evaluate reports --checkpoint runs/phantom_tiny/model --data shards --truth films_truth --out scores
-  ssacl serve --checkpoint {out}/work/s3/{model} --port 8000
+  ssacl serve --checkpoint {out}/files/s3/{model} --port 8000
   curl -F file=@{film} http://127.0.0.1:8000/v1/reports
 """
 
@@ -181,7 +181,7 @@ def main() -> int:
     for name, seconds in metrics["seconds"].items():
         print(f"{seconds:7.1f} s  {name}")
     model = f"{BUCKET}/runs/{load_config(CONFIG, options.overrides).run.name}/model"
-    print(NEXT_STEPS.format(out=options.out, model=model, film=_film_with_findings(options.out / "work" / "phantom")))
+    print(NEXT_STEPS.format(out=options.out, model=model, film=_film_with_findings(options.out / "files" / "phantom")))
     return 0
 
 

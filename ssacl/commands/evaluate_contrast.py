@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ssacl.commands.finetune import add_trained_films, names
 from ssacl.commands.later import Commands
+from ssacl.commands.tasks import add_trained_films, names, run_task
 
 RETRIEVAL_EXAMPLES = """\
   ssacl evaluate retrieval --checkpoint C --data shards --out scores
@@ -59,8 +59,6 @@ def _zero_shot(options: argparse.Namespace) -> int:
 
 def _run(name: str, task: Any, options: argparse.Namespace, **more: Any) -> int:
     from ssacl.evaluation.downstream.contrast_run import ContrastOptions
-    from ssacl.evaluation.downstream.task_card import print_task_card
-    from ssacl.progress import ProgressBar
 
     chosen = ContrastOptions(
         split=options.split,
@@ -71,9 +69,4 @@ def _run(name: str, task: Any, options: argparse.Namespace, **more: Any) -> int:
         trained_films=options.trained_films,
         trained_on=options.trained_on,
     )
-    with ProgressBar(name, total=None, unit="films") as bar:
-        card = task(
-            options.checkpoint, options.data, options.out, options.prompts, chosen, start=bar.set_total, progress=bar.advance, **more
-        )
-    print_task_card(card)
-    return 0
+    return run_task(name, task, options.checkpoint, options.data, options.out, options.prompts, chosen, **more)

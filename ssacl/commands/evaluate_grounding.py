@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssacl.commands.later import Commands
+from ssacl.commands.tasks import add_leave_out_bad, add_trained_films, names
 
 EXAMPLES = """\
   ssacl evaluate grounding --checkpoint runs/real_small/model --data real --out scores --trained-films leave-out
@@ -39,14 +40,8 @@ def add_parser(tasks: Commands) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="URL", help="model folder, or s3:// prefix of one")
     parser.add_argument("--data", required=True, metavar="DIR", help="films with boxes or masks")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--trained-on", default="", metavar="URL", help="the checkpoint's data set, if it is not where its config says")
-    parser.add_argument(
-        "--trained-films",
-        default="refuse",
-        choices=("refuse", "leave-out", "mark"),
-        help="films of the checkpoint's training split: refuse them (default), leave them out, or score them and say so on the card",
-    )
-    parser.add_argument("--leave-out-bad", action="store_true", help="leave out and count what cannot be used, instead of refusing")
+    add_trained_films(parser, "films")
+    add_leave_out_bad(parser)
     parser.add_argument("--conditions", default="plain,affine,crop", help="comma-separated (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random poses")
     parser.add_argument("--limit", type=int, help="first films only")
@@ -66,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             trained_on=options.trained_on,
             trained_films=options.trained_films,
             leave_out_bad=options.leave_out_bad,
-            conditions=[name.strip() for name in options.conditions.split(",") if name.strip()],
+            conditions=names(options.conditions),
             seed=options.seed,
             limit=options.limit,
             start=bar.set_total,

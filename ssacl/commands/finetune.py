@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ssacl.commands.later import Commands
+from ssacl.commands.tasks import add_leave_out_bad, add_trained_films, names, run_task
 
 CLASSIFY_EXAMPLES = """\
   ssacl finetune classify --checkpoint C --data nih14 --labels 1,10,100 --out scores
@@ -67,89 +69,49 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-lr", type=float, default=1e-3, help="of the head (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where nets run, as torch names it (%(default)s)")
     add_trained_films(parser)
-    parser.add_argument("--leave-out-bad", action="store_true", help="leave out and count what cannot be used, instead of refusing")
-
-
-def add_trained_films(parser: argparse.ArgumentParser) -> None:
-    """Options on films that the checkpoint was trained on."""
-    parser.add_argument("--trained-on", default="", metavar="URL", help="the checkpoint's data set, if it is not where its config says")
-    parser.add_argument(
-        "--trained-films",
-        default="refuse",
-        choices=("refuse", "leave-out", "mark"),
-        help="test films of the checkpoint's training split: refuse them (default), leave them out, or score them and say so on the card",
-    )
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated option."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    add_leave_out_bad(parser)
 
 
 def _classify(options: argparse.Namespace) -> int:
     from ssacl.errors import ConfigError
     from ssacl.evaluation.downstream.classify import ClassifyOptions, classify
-    from ssacl.evaluation.downstream.epochs import Schedule
     from ssacl.evaluation.downstream.label_layouts import LabelOptions
-    from ssacl.evaluation.downstream.task_card import print_task_card
-    from ssacl.progress import ProgressBar
 
     try:
         percents = tuple(float(part) for part in names(options.labels))
     except ValueError as error:
         raise ConfigError(f"--labels '{options.labels}' is no list of percentages; expected something like 1,10,100.") from error
-    with ProgressBar("finetune classify", total=None, unit="films") as bar:
-        card = classify(
-            options.checkpoint,
-            options.data,
-            options.out,
-            LabelOptions(
-                layout=options.layout,
-                findings=names(options.findings),
-                only=names(options.only),
-                uncertain=options.uncertain,
-                seed=options.seed,
-                leave_out_bad=options.leave_out_bad,
-            ),
-            ClassifyOptions(
-                mode=options.mode,
-                percents=percents,
-                schedule=Schedule(options.epochs, options.batch_size, options.lr, options.head_lr),
-                seed=options.seed,
-                trained_films=options.trained_films,
-                trained_on=options.trained_on,
-            ),
-            device=options.device,
-            start=bar.set_total,
-            progress=bar.advance,
-        )
-    print_task_card(card)
-    return 0
+    labels = LabelOptions(
+        layout=options.layout,
+        findings=names(options.findings),
+        only=names(options.only),
+        uncertain=options.uncertain,
+        seed=options.seed,
+        leave_out_bad=options.leave_out_bad,
+    )
+    learned = ClassifyOptions(percents=percents, **_learning(options))
+    return run_task("finetune classify", classify, *_places(options), labels, learned, device=options.device)
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from ssacl.evaluation.downstream.epochs import Schedule
     from ssacl.evaluation.downstream.segment import SegmentOptions, segment
-    from ssacl.evaluation.downstream.task_card import print_task_card
-    from ssacl.progress import ProgressBar
 
-    with ProgressBar("finetune segment", total=None, unit="films") as bar:
-        card = segment(
-            options.checkpoint,
-            options.data,
-            options.out,
-            SegmentOptions(
-                mode=options.mode,
-                structures=names(options.structures),
-                schedule=Schedule(options.epochs, options.batch_size, options.lr, options.head_lr),
-                seed=options.seed,
-                leave_out_bad=options.leave_out_bad,
-                trained_films=options.trained_films,
-                trained_on=options.trained_on,
-            ),
-            device=options.device,
-            start=bar.set_total,
-            progress=bar.advance,
-        )
-    print_task_card(card)
-    return 0
+    learned = SegmentOptions(structures=names(options.structures), leave_out_bad=options.leave_out_bad, **_learning(options))
+    return run_task("finetune segment", segment, *_places(options), learned, device=options.device)
+
+
+def _places(options: argparse.Namespace) -> tuple[str, str, str]:
+    return options.checkpoint, options.data, options.out
+
+
+def _learning(options: argparse.Namespace) -> dict[str, Any]:
+    """How either task is learned."""
+    from ssacl.evaluation.downstream.epochs import Schedule
+
+    return {
+        "mode": options.mode,
+        "schedule": Schedule(options.epochs, options.batch_size, options.lr, options.head_lr),
+        "seed": options.seed,
+        "trained_films": options.trained_films,
+        "trained_on": options.trained_on,
+    }

@@ -94,7 +94,9 @@ def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], b
         try:
             table = _scaled(*_windowed(ds, modal), bits)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError):
-            table = None  # A window that the standard forbids: as if there were none.
+            # A window or table that the standard forbids (width 0, no value, a descriptor of two numbers) fails in pydicom by any of these,
+            # depending on what is missing. The film is shown as if there were no window; a fault of memory or of the disk is not hidden.
+            table = None
         # A window beside the values makes a picture of one or two greys: do not believe it.
         if table is not None and len(np.unique(table)) >= min(_MIN_LEVELS, len(used)):
             return table

@@ -205,13 +205,7 @@ def _card(
             "chosen_on": "validation films; the test films are answered once per label share",
             "intervals": f"95 % percentiles of {NUM_RESAMPLES} resamples of patients",
         },
-        "in_short": {
-            "layout": task.layout,
-            "films": "/".join(str(count) for count in data["films"].values()) + " (train/val/test)",
-            "splits by": task.split_by,
-            "left out": ", ".join(f"{problem}: {count}" for problem, count in task.left_out.items()) or "nothing",
-            "training films": trained_films["what"],
-        },
+        "in_short": task.in_short() | {"training films": trained_films["what"]},
     }
     details = {"present_in_test": _present(test, task), "by_percent_of_labels": by_percent}
     return make_task_card("classify", loaded, data, shown, metrics, intervals, rows, details)

@@ -103,6 +103,15 @@ class TaskSet:
             "left_out": self.left_out,
         }
 
+    def in_short(self) -> dict[str, str]:
+        """The same in words, for the printed card."""
+        return {
+            "layout": self.layout,
+            "films": "/".join(str(len(films)) for films in self.splits.values()) + " (train/val/test)",
+            "splits by": self.split_by,
+            "left out": ", ".join(f"{problem}: {count}" for problem, count in self.left_out.items()) or "nothing",
+        }
+
 
 def label_table(films: Sequence[TaskFilm]) -> NDArray[np.int8]:
     """[n, F] labels."""

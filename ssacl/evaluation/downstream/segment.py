@@ -209,13 +209,7 @@ def _card(
             "augmentation": "none",
             "intervals": f"95 % percentiles of {NUM_RESAMPLES} resamples of patients",
         },
-        "in_short": {
-            "layout": task.layout,
-            "films": "/".join(str(count) for count in data["films"].values()) + " (train/val/test)",
-            "splits by": task.split_by,
-            "left out": ", ".join(f"{problem}: {count}" for problem, count in task.left_out.items()) or "nothing",
-            "training films": trained_films["what"],
-        },
+        "in_short": task.in_short() | {"training films": trained_films["what"]},
     }
     details = {
         "films_in_test": {name: int((labels[:, column] == PRESENT).sum()) for column, name in enumerate(task.names)},
