@@ -73,6 +73,11 @@ class DataConfig(_Section):
     max_bad_samples: int = Field(100, ge=0, description="Different damaged samples that a rank skips before the run stops.")
 
 
+def _require_divisible(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by {heads} heads")
+
+
 class VisionConfig(_Section):
     """Patch encoder and pixel decoder (METHOD section 2). Defaults: the released base size."""
 
@@ -95,8 +100,7 @@ class VisionConfig(_Section):
         if self.image_size_px % self.patch_size_px:
             raise ValueError(f"image_size_px {self.image_size_px} is not a multiple of patch_size_px {self.patch_size_px}")
         for width, heads in ((self.width, self.num_heads), (self.decoder_width, self.decoder_num_heads)):
-            if width % heads:
-                raise ValueError(f"width {width} is not divisible by {heads} heads")
+            _require_divisible(width, heads)
         return self
 
     @property
@@ -120,6 +124,11 @@ class TextConfig(_Section):
     max_tokens: Count = 100
     dropout: Fraction = 0.1
 
+    @model_validator(mode="after")
+    def _divides(self) -> TextConfig:
+        _require_divisible(self.width, self.num_heads)
+        return self
+
 
 class LanguageConfig(_Section):
     """Report decoder: a causal LM that takes `inputs_embeds`."""
@@ -134,6 +143,11 @@ class LanguageConfig(_Section):
     max_positions: Count = Field(1024, description="Longest prefix + prompt + report, in slots.")
     dropout: Fraction = 0.1
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0 trains the whole language model.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> LanguageConfig:
+        _require_divisible(self.width, self.num_heads)
+        return self
 
 
 class ModelConfig(_Section):
