@@ -36,6 +36,7 @@ class GenerationOptions(BaseModel):
     length_penalty: float = Field(default=1.0, ge=-10.0, le=10.0, description="Exponent of the length that beam scores are divided by.")
     max_new_tokens: int = Field(default=120, ge=1, le=1024)
     min_new_tokens: int = Field(default=1, ge=0, le=1024)
+    entities: bool = Field(default=True, description="The prompt names the findings that the head sees; without, the film alone speaks.")
     deterministic: bool = Field(default=False, description="Only deterministic kernels; slower on a GPU.")
     time_limit_s: float | None = Field(default=None, gt=0, description="For one call of `generate`; reaching it is an error.")
     max_batch_size: int = Field(default=8, ge=1, description="Images encoded and decoded together.")

@@ -136,7 +136,7 @@ class ReportGenerator:
 
     def _generate_batch(self, pictures: Sequence[Picture], options: GenerationOptions, deadline: float | None) -> list[DraftReport]:
         encoded, squares, read = self._encode(pictures)
-        given = self.conditions(encoded, read)
+        given = self.conditions(encoded, read, options.entities)
         language, tokenizers = self._model.language, self._loaded.tokenizers
         tokens = decode(language, tokenizers, given.prefix, given.mask, given.prompts, options, deadline)
         confidence = token_probabilities(language, given.prefix, given.mask, given.prompts, tokens)
@@ -157,14 +157,18 @@ class ReportGenerator:
             )
         return drafts
 
-    def conditions(self, encoded: Encoded, read: FindingsRead) -> Conditions:
-        """What the language model is given for encoded films, by what the findings head `read` in them."""
+    def conditions(self, encoded: Encoded, read: FindingsRead, with_entities: bool = True) -> Conditions:
+        """What the language model is given for encoded films, by what the findings head `read` in them.
+
+        Without entities the report follows the film at once, as in the rows of training whose coin said so.
+        """
         with torch.inference_mode():
             inferred = [infer_anatomy(row, self._loaded.thresholds) for row in read.image_BF.sigmoid().cpu()]
             leaf_mask_BM = torch.tensor([kept for _, _, kept in inferred], device=self._device)
             prefix, mask = self._model.prefix(encoded, leaf_mask_BM)
         named = [self._with_sides(entities, read.leaves_BMF[row]) for row, (entities, _, _) in enumerate(inferred)]
-        return Conditions(prefix, mask, [self._prompt(entities) for entities in named], named, [groups for _, groups, _ in inferred])
+        prompts = [self._prompt(entities) if with_entities else [] for entities in named]
+        return Conditions(prefix, mask, prompts, named if with_entities else [[] for _ in named], [groups for _, groups, _ in inferred])
 
     def _encode(self, pictures: Sequence[Picture]) -> tuple[Encoded, list[tuple[Any, SquareFit]], FindingsRead]:
         """The encoded films, their squares, and what the findings head sees in them."""

@@ -135,7 +135,7 @@ def warm_language(
     StorageError
         The disk is full or refuses.
     """
-    train, held_out = _split(texts, options.validation_share)
+    train, held_out = split_texts(texts, options.validation_share)
     tokenizers = tokenizers or train_tokenizers(train, options.vocab_size, options.vocab_size)
     torch.manual_seed(options.seed)
     decoder = LanguageDecoder(options.language, tokenizers.lm)
@@ -255,8 +255,14 @@ def _row(text: str, tokenizers: Tokenizers, max_tokens: int) -> list[int]:
     return [newline, *tokenizers.lm_ids(text)[: max_tokens - 2], newline]
 
 
-def _split(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """By a hash of the words, so that texts that differ in case or stops alone lie on one side."""
+def split_texts(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Texts to learn and texts to measure on, by a hash of the words: texts that differ in case or stops alone lie on one side.
+
+    Raises
+    ------
+    DataError
+        One side is empty.
+    """
     held_out: list[str] = []
     train: list[str] = []
     for text in dict.fromkeys(texts):
