@@ -253,7 +253,7 @@ class EngineConfig(_Section):
 class StageConfig(_Section):
     """One training stage (METHOD section 4, last paragraph)."""
 
-    kind: Literal["contrastive", "generation", "findings", "joint"]
+    kind: Literal["contrastive", "text", "generation", "findings", "joint"]
     num_steps: int = Field(0, ge=0, description="Optimizer steps; 0: use num_epochs.")
     num_epochs: float = Field(0, ge=0)
     lr: float | None = Field(None, gt=0, description="Overrides optim.lr in this stage.")

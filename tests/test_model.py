@@ -140,6 +140,22 @@ def test_frozen_encoder_has_no_dropout_in_training() -> None:
     assert float(model(batch, "contrastive").total.detach()) != float(model(batch, "contrastive").total.detach())
 
 
+def test_text_stage_reads_no_film_and_words_keep_their_positions() -> None:
+    config = small_config()
+    model, batch = small_model(config).eval(), random_batch(3, config)
+    loss = model(batch, "text").language_model
+    assert torch.equal(loss, model(replace(batch, image=torch.randn_like(batch.image)), "text").language_model)
+    first, scores = len(LEAVES) + 1 + config.model.vision.num_patches, []
+    for prompt, asked, report, said in zip(batch.prompt_ids, batch.prompt_mask, batch.report_ids, batch.report_mask, strict=True):
+        ids = torch.cat([prompt[asked], report[said]])
+        logits = model.language.model(ids[None], position_ids=first + torch.arange(len(ids))[None]).logits[0]
+        # The report's own tokens; where there is no prompt, nothing comes before its first.
+        start = max(1, int(asked.sum()))
+        scores.append(torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[start:], reduction="none"))
+    torch.testing.assert_close(loss, torch.cat(scores).mean(), rtol=1e-5, atol=1e-6)
+    assert train_only(model, config, "text") == [name for name, _ in model.named_parameters() if name.startswith("language.")]
+
+
 def test_language_rates_and_decay_of_the_groups() -> None:
     config = small_config(optim={"lr": 1.0, "lm_lr_scale": 0.25, "weight_decay": 0.5})
     model = small_model(config)

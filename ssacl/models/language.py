@@ -108,6 +108,43 @@ def pack_text(batch: Batch, gapless: bool) -> PackedText:
     return PackedText(ids, mask, is_report)
 
 
+def report_logits(
+    decoder: LanguageDecoder, text: PackedText, prefix: tuple[Tensor, Tensor] | None, num_prefix: int
+) -> tuple[Tensor, Tensor]:
+    """Vocabulary logits [R, V] and ids [R] of the report tokens that a slot comes before, row by row.
+
+    Parameters
+    ----------
+    prefix
+        The film's slots [B, P, W] with their mask [B, P]; none: the words stand alone, at the positions that they have behind a film.
+    num_prefix
+        P.
+
+    Raises
+    ------
+    ConfigError
+        A row needs more slots than the decoder has positions.
+    """
+    ids, mask, is_report = text.ids_BL, text.mask_BL, text.is_report_BL
+    embeds, first = decoder.embed(ids), num_prefix
+    decoder.require_room(num_prefix + ids.shape[1])
+    if prefix is None:
+        # A row without words looks at its own pad, as there is nothing else: so every parameter takes part in every batch.
+        mask = mask | nn.functional.pad(~mask.any(1, keepdim=True), (0, mask.shape[1] - 1))
+    else:
+        embeds, mask = torch.cat([prefix[0], embeds.to(prefix[0].dtype)], 1), torch.cat([prefix[1], mask], 1)
+        ids, is_report = (nn.functional.pad(each, (num_prefix, 0)) for each in (ids, is_report))
+        first = 0
+    # A token is predicted by the slot before it; no other slot's vocabulary logits are computed.
+    predicts = nn.functional.pad(is_report[:, 1:], (0, 1))
+    # Slots that no other looks at and that predict nothing (dropped leaves, class token, pads) need not be computed either.
+    used = mask | predicts
+    slots = (~used).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(used.sum(1).max())]
+    kept = embeds.gather(1, slots[..., None].expand(-1, -1, embeds.shape[-1]))
+    hidden = decoder(kept, mask.gather(1, slots), first + slots)
+    return decoder.logits(hidden[predicts.gather(1, slots)]), ids[:, 1:][is_report[:, 1:]]
+
+
 def _from_scratch(config: LanguageConfig, tokenizer: Any, exact_vocab: bool) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -24,7 +24,7 @@ from ssacl.models.divided import full_shape
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import RegionHead
 from ssacl.models.findings_head import FindingsBatch, FindingsHead, FindingsInputs, FindingsRead, head_loss, register
-from ssacl.models.language import LanguageDecoder, pack_text
+from ssacl.models.language import LanguageDecoder, pack_text, report_logits
 from ssacl.models.restoration import LEAF_NODES, graph_means, inner_node_pixels, restore_inner_nodes
 from ssacl.models.text import TextEncoder
 from ssacl.models.vision import Latent, VisionDecoder, VisionEncoder, patchify
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("contrastive", "generation", "joint", "findings")
+STAGES = ("contrastive", "text", "generation", "joint", "findings")
 _RECOMPILE_LIMIT = 32
 RAMPED = (
     *("equivariance", "centroid", "slots", "compactness", "order"),
@@ -133,9 +133,9 @@ class SSACL(nn.Module):
     def forward(self, batch: Batch | FindingsBatch, stage: str, ramp: float = 1.0) -> Losses:
         """The losses of `stage` on this rank's rows; `ramp` (0..1) scales the geometric grounding terms.
 
-        "contrastive": L_ir, L_cl, L_ar, L_ac and grounding. "generation": L_lm. "joint": all of them. "findings": the findings head on the
-        frozen encoder (a `FindingsBatch` brings the encoder's part along). Parameters that a stage does not train must not require
-        gradients (`parameter_groups` names those that it does).
+        "contrastive": L_ir, L_cl, L_ar, L_ac and grounding. "text": L_lm on prompts and reports without films. "generation": L_lm. "joint":
+        all of them. "findings": the findings head on the frozen encoder (a `FindingsBatch` brings the encoder's part along). Parameters
+        that a stage does not train must not require gradients (`parameter_groups` names those that it does).
 
         Raises
         ------
@@ -152,6 +152,9 @@ class SSACL(nn.Module):
                 f"The images are {batch.image.shape[-1]} px wide, the model was built for model.vision.image_size_px "
                 f"{self.config.vision.image_size_px}: give the collator the same value."
             )
+        if stage == "text":
+            loss, weight = self._language_model(batch, None), self.losses.language_model
+            return Losses(total=weight * loss, weights={"language_model": weight}, language_model=loss)
         frozen = not self.encoder.cls_token.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (frozen and stage in ("generation", "findings"))):
             queries_GD = self.node_queries()
@@ -246,21 +249,12 @@ class SSACL(nn.Module):
     def _findings_loss(self, read: FindingsRead, batch: Batch | FindingsBatch) -> Tensor:
         return head_loss(read, batch.labels, batch.has_labels, batch.entities, batch.has_text, self.uncertain)
 
-    def _language_model(self, batch: Batch, encoded: Encoded) -> Tensor:
-        prefix, prefix_mask = self.prefix(encoded, batch.leaf_mask)
+    def _language_model(self, batch: Batch, encoded: Encoded | None) -> Tensor:
+        """L_lm behind the film's prefix, or without a film."""
         text = pack_text(batch, gapless=not self.official)
-        embeds = torch.cat([prefix, self.language.embed(text.ids_BL).to(prefix.dtype)], 1)
-        self.language.require_room(embeds.shape[1])
-        mask = torch.cat([prefix_mask, text.mask_BL], 1)
-        # A token is predicted by the slot before it; no other slot's vocabulary logits are computed.
-        predicts = nn.functional.pad(text.is_report_BL, (prefix.shape[1] - 1, 1))
-        # Slots that no other looks at and that predict nothing (dropped leaves, class token, pads) need not be computed either.
-        used = mask | predicts
-        slots = (~used).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(used.sum(1).max())]
-        kept = embeds.gather(1, slots[..., None].expand(-1, -1, embeds.shape[-1]))
-        hidden = self.language(kept, mask.gather(1, slots), slots)
-        logits = self.language.logits(hidden[predicts.gather(1, slots)])
-        return published.language_model(logits, text.ids_BL[text.is_report_BL], global_mean=not self.official)
+        prefix = None if encoded is None else self.prefix(encoded, batch.leaf_mask)
+        logits, tokens = report_logits(self.language, text, prefix, len(LEAVES) + 1 + self.config.vision.num_patches)
+        return published.language_model(logits, tokens, global_mean=not self.official)
 
     def compile_blocks(self) -> None:
         """Compile each transformer block of the encoder and the pixel decoder, in place: names and state dict stay as they are.
@@ -356,6 +350,7 @@ class SSACL(nn.Module):
         language = [self.language, self.opt_proj, *([] if self.leaf_findings is None else [self.leaf_findings])]
         modules: dict[str, list[nn.Module]] = {
             "contrastive": contrastive,
+            "text": [self.language],
             "generation": language if freeze_encoder else [*language, *image],
             "joint": [*contrastive, *language],
             "findings": [self.findings_head],

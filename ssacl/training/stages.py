@@ -1,6 +1,7 @@
 """What each stage trains, for how long, and how fast: pure functions of the configuration and the step.
 
 contrastive  the encoder, by image reconstruction, contrast, anatomy reconstruction, anatomical consistency, grounding
+text         the language model, on prompts and reports without films: cheap, and it learns to follow the prompt
 generation   the language side (and the encoder, unless frozen), by the report's cross-entropy
 joint        all five losses at once, as in the release
 findings     the 14-way head on the frozen encoder
