@@ -20,7 +20,7 @@ from ssacl.training.checkpoint import load_model_folder, save_model_folder
 from ssacl.training.loop import train
 from ssacl.training.released import export_checkpoint
 from ssacl.training.reporter import LogReporter
-from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
+from ssacl.training.start import Start, run_tokenizers, start_encoder_from, start_from
 
 CONTRASTIVE = [{"kind": "contrastive", "num_steps": 1}]
 
@@ -45,12 +45,22 @@ def folder(data: Path, tmp_path: Path) -> Path:
 def test_a_run_starts_from_the_folders_weights(data: Path, tmp_path: Path, folder: Path) -> None:
     source = load_model_folder(folder).model.state_dict()
     model = _model(tiny_config(data, tmp_path), data, 6)
-    assert start_from(model, str(folder)) == {}
+    assert start_from(model, str(folder)) == Start()
     assert all(torch.equal(value, source[name]) for name, value in model.state_dict().items())
     # A step at a rate of nothing: what comes out is what went in.
     config = tiny_config(data, tmp_path, optim={"lr": 1e-12, "weight_decay": 0.0}, run={"stages": CONTRASTIVE, "init_from": str(folder)})
     trained = load_model_folder(train(config, LogReporter()).model_url).model.state_dict()
     assert all(torch.allclose(value, source[name], atol=1e-6) for name, value in trained.items())
+
+
+def test_stages_and_thresholds_of_the_start_go_on_with_its_weights(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path)
+    tokenizers, past = Tokenizers.load(open_storage(str(data))), {"stages": ["contrastive", "findings"]}
+    save_model_folder(tmp_path / "source", _model(config, data, 5), config, tokenizers, {"Edema": 0.3}, {}, past)
+    run = {"stages": [{"kind": "text", "num_steps": 1}], "init_from": str(tmp_path / "source")}
+    made = load_model_folder(train(tiny_config(data, tmp_path, run=run), LogReporter()).model_url)
+    assert made.manifest["provenance"]["stages"] == ["contrastive", "findings", "text"]
+    assert made.thresholds == {"Edema": 0.3}
 
 
 def test_parts_that_the_source_lacks_start_fresh_and_others_may_not(data: Path, tmp_path: Path, folder: Path) -> None:
@@ -59,7 +69,7 @@ def test_parts_that_the_source_lacks_start_fresh_and_others_may_not(data: Path, 
     save_file(kept, folder / "model.safetensors", metadata={"tied": "{}"})
     model = _model(tiny_config(data, tmp_path), data, 6)
     fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("region.")}
-    start_from(model, str(folder))
+    assert start_from(model, str(folder)).thresholds == {}
     assert all(torch.equal(model.state_dict()[name], value) for name, value in fresh.items())
     assert torch.equal(model.state_dict()["cls" if "cls" in weights else "encoder.cls_token"], weights["encoder.cls_token"])
 

@@ -135,11 +135,21 @@ def load_model_folder(folder: str | Path, device: torch.device | str = "cpu") ->
         raise CheckpointError(f"The tokenizer files in {folder} are not those the model was trained with. Copy the whole folder again.")
     model = SSACL.from_config(config, tokenizers)
     load_weights(folder / WEIGHTS, model)
+    return LoadedModel(model.to(device).eval(), config, tokenizers, read_thresholds(folder), manifest)
+
+
+def read_thresholds(folder: Path) -> dict[str, float]:
+    """Finding -> threshold of a model folder.
+
+    Raises
+    ------
+    CheckpointError
+        They are missing or damaged.
+    """
     try:
-        thresholds = {str(name): float(value) for name, value in json.loads((folder / THRESHOLDS).read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
+        return {str(name): float(value) for name, value in json.loads((folder / THRESHOLDS).read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / THRESHOLDS} is not a mapping of findings to thresholds. Export the checkpoint again.") from error
-    return LoadedModel(model.to(device).eval(), config, tokenizers, thresholds, manifest)
 
 
 @contextmanager

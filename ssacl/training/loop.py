@@ -51,7 +51,7 @@ from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.settings import run_settings
 from ssacl.training.speed import SpeedWindow, memory_gib, step_work, training_peak
 from ssacl.training.stages import StagePlan, fit_batch, plan_stages
-from ssacl.training.start import run_tokenizers, start_encoder_from, start_from
+from ssacl.training.start import Start, run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import validation_thresholds
 from ssacl.training.watchdog import Watchdog
 
@@ -105,7 +105,6 @@ class _Run:
         self.data, self.storage = open_storage(config.data.url), run_storage(config)
         self.store = RunStore(self.storage, world_rank, config.run.keep_last, config.run.asynchronous_checkpoints, self._check_lease)
         self.tokenizers = run_tokenizers(config, self.data)
-        self.thresholds: dict[str, float] = {}
         self.metrics, self.events = MetricsLog(), EventFiles(self.storage)
         self.samples = SampleReports(config, self.tokenizers, self.data, self.storage, self.device)
         self.figures = ValidationFigures(config, self.tokenizers, self.data, self.device)
@@ -113,7 +112,8 @@ class _Run:
         self.lease: Lease | None = None
         self.validation: dict[str, Any] = {}
         self.model = self._new_model()
-        self.extras = start_from(self.model, config.run.init_from) if config.run.init_from else None
+        self.start = start_from(self.model, config.run.init_from) if config.run.init_from else Start()
+        self.thresholds = self.start.thresholds
         if config.run.init_encoder_from:
             start_encoder_from(self.model, config.run.init_encoder_from)
 
@@ -310,14 +310,14 @@ class _Run:
         provenance = {
             "data_sha256": ShardIndex.load(self.data).digest,
             "uncertain_policy": self.config.data.uncertain,
-            "stages": [stage.kind for stage in self.config.run.stages],
+            "stages": list(dict.fromkeys([*self.start.stages, *(stage.kind for stage in self.config.run.stages)])),
             "world_size": self.world_size,
         }
         with tempfile.TemporaryDirectory(prefix="ssacl-export-") as parent:
             folder = Path(parent) / "model"
             metrics = {"validation": self.validation}
             manifest = save_model_folder(
-                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, state, self.extras or None
+                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, state, self.start.extras or None
             )
             upload_folder(folder, self.storage, "model")
         return manifest

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError
 from ssacl.models.official import OWN_PARTS, our_name, read_released_file
 from ssacl.models.ssacl import SSACL
-from ssacl.training.checkpoint import EXTRAS, WEIGHTS, fill, local_folder, read_tensors
+from ssacl.training.checkpoint import EXTRAS, WEIGHTS, fill, local_folder, read_tensors, read_thresholds
+from ssacl.training.sealed import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,20 @@ def run_tokenizers(config: Config, data: Storage) -> Tokenizers:
     return own
 
 
-def start_from(model: SSACL, init_from: str) -> dict[str, Tensor]:
-    """Fill `model` from a model folder; gives the tensors that travel beside it to the exported model.
+@dataclass(frozen=True)
+class Start:
+    """What a run takes over beside the weights."""
+
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that travel beside the model to the exported one."""
+    stages: tuple[str, ...] = ()
+    """Training stages that the weights have been through."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Of the findings head, where it is taken over."""
+
+
+def start_from(model: SSACL, init_from: str) -> Start:
+    """Fill `model` from a model folder.
 
     Every tensor must be there and fit, but for the parts that a release lacks (`OWN_PARTS`): those start fresh where the folder has
     none, and are left behind where the configuration has none.
@@ -62,6 +76,7 @@ def start_from(model: SSACL, init_from: str) -> dict[str, Tensor]:
     with local_folder(init_from) as folder:
         tensors = read_tensors(folder / WEIGHTS)
         extras = read_tensors(folder / EXTRAS) if (folder / EXTRAS).exists() else {}
+        stages, thresholds = read_manifest(folder).get("provenance", {}).get("stages", ()), read_thresholds(folder)
     _require_finite(tensors, init_from)
     own = model.state_dict()
     fresh = {name: value for name, value in own.items() if name.startswith(OWN_PARTS) and name not in tensors}
@@ -72,7 +87,9 @@ def start_from(model: SSACL, init_from: str) -> dict[str, Tensor]:
             logger.info(
                 "%s: %d tensors of %s %s", init_from, len(names), ", ".join(sorted({name.partition(".")[0] for name in names})), what
             )
-    return extras
+    if any(name.startswith("findings_head.") for name in fresh):
+        return Start(extras, tuple(stage for stage in stages if stage != "findings"))
+    return Start(extras, tuple(stages), thresholds)
 
 
 def start_encoder_from(model: SSACL, path: str) -> None:
