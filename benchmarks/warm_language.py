@@ -1,6 +1,6 @@
 """What a language decoder gains from report texts alone: perplexity on texts that it never learned, before and after, and samples.
 
-    python -m benchmarks.warm_language TEXTS [--epochs 20] [KEY=VALUE of model.language ...]
+    python -m benchmarks.warm_language TEXTS [--epochs 10] [KEY=VALUE of model.language ...]
 
 TEXTS is a CSV file with findings and impression, or a folder of .txt reports; the default is the real folder's. Beside the decoder stands
 the best that word frequencies alone can do (unigrams of the same tokens). `copied_sentences`: share of the samples' sentences that
@@ -32,7 +32,7 @@ SIZES = ("width=128", "depth=3", "num_heads=4", "max_positions=512", "dropout=0.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("texts", nargs="?", type=Path, default=REAL)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of model.language")
 

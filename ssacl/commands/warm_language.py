@@ -29,7 +29,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--impression", default="impression", metavar="COLUMN", help="of the CSV file (%(default)s)")
     parser.add_argument("--tokenizers", default="", metavar="URL", help="folder or s3:// prefix; trained from the texts if not given")
     parser.add_argument("--vocab-size", type=int, default=4000, help="of tokenizers trained here (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=256, help="longer reports are cut (%(default)s)")
