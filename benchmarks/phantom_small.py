@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     data_url, truth = phantom_data(options)
     generation = "{kind: generation, num_steps: 2, freeze_encoder: true}"
-    stages = ("{kind: contrastive, num_steps: 4}", "{kind: findings, num_steps: 4}", generation)
+    stages = ("{kind: contrastive, num_steps: 4}", "{kind: text, num_steps: 4}", "{kind: findings, num_steps: 4}", generation)
     quick = [f"run.stages=[{', '.join(stages)}]"]
     overrides = [
         *(f"data.url={data_url}", f"run.storage_url={work_folder(options) / 'runs'}", f"run.seed={options.seed}"),
