@@ -48,7 +48,7 @@ class Pose:
         """[S, S] float32, bilinear, black outside of the old square."""
         if self.is_identity:
             return square
-        warp = torch.tensor([[self.angle, self.log_scale, self.shift_x, self.shift_y, 0.0]])
+        warp = torch.tensor([[self.angle, self.log_scale, self.shift_x, self.shift_y]])
         stack = torch.from_numpy(np.array(square, dtype=np.float32))[None, None]
         moved: Square = warp_images(stack, warp, torch.tensor([PADDING_ZEROS]), black=0.0)[0, 0].numpy()
         return moved
