@@ -106,10 +106,10 @@ def _trained(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=num_steps)
     pairs = torch.from_numpy(np.concatenate([squares[:, None], masks], axis=1))
     # Wider than the poses of the conditions, crops included.
-    reach = torch.tensor([0.2, 0.2 + LOG_SCALE, 0.35, 0.35, 0.0])
+    reach = torch.tensor([0.2, 0.2 + LOG_SCALE, 0.35, 0.35])
     for _ in range(num_steps):
         rows = torch.randint(len(pairs), (16,), generator=random)
-        warp = (torch.rand(16, 5, generator=random) * 2 - 1) * reach
+        warp = (torch.rand(16, 4, generator=random) * 2 - 1) * reach
         warp[:, 1] += 0.1
         moved = warp_images(pairs[rows], warp, torch.full((16,), PADDING_ZEROS), black=0.0)
         gain = 1 + 0.3 * (torch.rand(16, 1, 1, 1, generator=random) * 2 - 1)

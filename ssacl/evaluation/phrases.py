@@ -134,9 +134,7 @@ def contrast(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
 
     The difference of the means inside and outside, over the root of the summed variances.
     """
-    resized = functional.interpolate(
-        from_numpy(np.ascontiguousarray(image))[None, None], size=mask.shape, mode="bilinear", align_corners=False
-    )
+    resized = functional.interpolate(from_numpy(np.array(image))[None, None], size=mask.shape, mode="bilinear", align_corners=False)
     values = resized[0, 0].double().numpy()
     inside, outside = values[mask], values[~mask]
     return float((inside.mean() - outside.mean()) / max(np.sqrt(inside.var() + outside.var()), 1e-12))
