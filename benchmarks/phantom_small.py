@@ -87,10 +87,13 @@ def measure(options: argparse.Namespace) -> Measurement:
         "rows": card["rows"],
         "mirror": mirror,
     }
+    # A record names no folder of the machine that made it.
+    tree = config.model_dump(mode="json")
+    tree |= {"data": data_url.rsplit("/", 1)[-1], "run": tree["run"] | {"storage_url": "runs"}}
     return Measurement(
         figures=figures,
         goals=GOALS,
-        config=config.model_dump(mode="json") | {"data": data_url.rsplit("/", 1)[-1]},
+        config=tree,
         n=card["data"]["num_cases"],
     )
 
