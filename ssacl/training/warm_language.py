@@ -56,6 +56,10 @@ class WarmOptions:
         if self.max_tokens < 3 or self.lr <= 0:
             raise ConfigError("max_tokens is at least 3 (a row is newline, report, newline), and lr is above 0.")
 
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree."""
+        return asdict(self) | {"language": self.language.model_dump(mode="json")}
+
 
 @dataclass(frozen=True)
 class WarmOutcome:
@@ -153,8 +157,7 @@ def warm_language(
     with new_folder(Path(out_folder)) as work:
         decoder.model.save_pretrained(work)
         tokenizers.save(work / TOKENIZERS)
-        settings = asdict(options) | {"language": options.language.model_dump(mode="json")}
-        seal(work, {"kind": "language", "texts_sha256": _digest(texts), "options": settings, "figures": asdict(outcome)})
+        seal(work, {"kind": "language", "texts_sha256": _digest(texts), "options": options.to_json(), "figures": asdict(outcome)})
     shutil.rmtree(epochs, ignore_errors=True)
     return outcome
 
@@ -200,7 +203,7 @@ def _teach(
                 progress(1, f"loss {state.log_history[-1]['loss']:.3f}" if state.log_history else "")
 
     # Its name follows from all that shapes the weights: other options never go on from these epochs.
-    key = json.dumps([asdict(options) | {"language": options.language.model_dump(mode="json")}, fingerprint, _digest(map(str, rows))])
+    key = json.dumps([options.to_json(), fingerprint, _digest(map(str, rows))])
     work = out_folder.absolute().parent / f".{out_folder.name}.{hashlib.sha256(key.encode()).hexdigest()[:12]}.epochs"
     trainer = Trainer(
         decoder.model,
