@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,10 +42,12 @@ def batches(data: Path) -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
-    os.environ.setdefault("LOCAL_RANK", "0")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    # The variable goes with the group: whoever finds it takes its process for one of several.
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
 
 
 def _config(data: Path, **engine) -> Config:

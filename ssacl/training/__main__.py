@@ -23,6 +23,7 @@ from ssacl.training.reporter import LogReporter
 def process_group(world_rank: int, world_size: int, device: torch.device) -> Iterator[None]:
     """A torch.distributed group: torchrun's, or one of a single process (DeepSpeed asks for a group even then)."""
     backend = "nccl" if device.type == "cuda" else "gloo"
+    launched = "LOCAL_RANK" in os.environ
     if world_size > 1:
         dist.init_process_group(backend)
     else:
@@ -33,6 +34,9 @@ def process_group(world_rank: int, world_size: int, device: torch.device) -> Ite
         yield
     finally:
         dist.destroy_process_group()
+        if not launched:
+            # It goes with the group: libraries that find it take this process for one of several.
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
