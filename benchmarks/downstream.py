@@ -10,18 +10,13 @@ The goal is that frozen features are better than raw pixels; a loss is a result 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_data import REAL, Row, real_data
 from benchmarks.record import Goal, Measurement, run_benchmark
-from ssacl.data.convert import IngestSettings
-from ssacl.data.ingest import run_local
-from ssacl.data.shards import INDEX
-from ssacl.data.sources.options import SourceOptions
-from ssacl.errors import DataError
 from ssacl.evaluation.downstream.classify import ClassifyOptions, classify
 from ssacl.evaluation.downstream.epochs import Schedule
 from ssacl.evaluation.downstream.films import TaskFilm
@@ -31,11 +26,9 @@ from ssacl.evaluation.downstream.splits import split_patients
 from ssacl.evaluation.film_scores import rounded
 from ssacl.progress import ProgressBar
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 SHARES = {"train": 0.6, "val": 0.1, "test": 0.3}
 FINDING, REST = "Pneumonia", "No Finding"
 STRUCTURES = ("right lung", "left lung", "mediastinum")
-_COLUMNS = {"image": "file", "patient": "patient_group", "labels": "findings", "view": "view", "split": "dealt_split"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Measurement:
     """Both tasks once; see `classify` and `segment` for errors."""
-    shards = _ingested(options.data, options.work / f"shards_{options.seed}", options.seed)
+    shards = real_data(options.data, options.work / f"shards_{options.seed}", _deal(options.seed, options.data), texts=False)
     films = {"trained_films": "leave-out", "trained_on": options.trained_on}
     with ProgressBar("classify", total=None, unit="films") as bar:
         areas = classify(
@@ -95,25 +88,14 @@ def measure(options: argparse.Namespace) -> Measurement:
     )
 
 
-def _ingested(data: Path, shards: Path, seed: int) -> Path:
-    """The folder's films as a data set whose splits are dealt here: the ingest's own would follow the user's key."""
-    if (shards / INDEX).is_file():
-        return shards
-    try:
-        rows = list(csv.DictReader(io.StringIO((data / "images.csv").read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise DataError(f"There is no real folder at {data.name} (images.csv); give it with --data.") from error
-    films = [TaskFilm(row["file"], row["patient_group"], (int(FINDING in row["findings"]),), data) for row in rows]
-    split_of = {film.id: split for split, own in split_patients(films, seed, SHARES).items() for film in own}
-    table = shards.parent / f"{shards.name}.csv"
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*_COLUMNS.values()], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(row | {"dealt_split": split_of[row["file"]]} for row in rows)
-    settings = IngestSettings(key_secret="a key for public films alone")  # noqa: S106
-    run_local("csv", table, str(shards), settings, SourceOptions(columns=_COLUMNS, image_root=str(data / "images")))
-    return shards
+def _deal(seed: int, data: Path) -> Callable[[Sequence[Row]], dict[str, str]]:
+    """By patients, Pneumonia alike in every split."""
+
+    def deal(rows: Sequence[Row]) -> dict[str, str]:
+        films = [TaskFilm(row["file"], row["patient_group"], (int(FINDING in row["findings"]),), data) for row in rows]
+        return {film.id: split for split, own in split_patients(films, seed, SHARES).items() for film in own}
+
+    return deal
 
 
 def _areas(card: dict[str, Any]) -> dict[str, Any]:
