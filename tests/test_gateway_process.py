@@ -6,26 +6,23 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-import yaml
 from dicom_files import film
 from dicom_nodes import Archive, free_port, gateway_config, running_archive, send, study_film, until
 from pydicom.uid import JPEG2000Lossless
 from report_endpoint import InProcess, running_endpoint
 from tiny_model import tiny_model_folder
 
+from benchmarks.gateway_nodes import GatewayProcess
 from serve.gateway.service import Gateway
 from serve.gateway.spool import read_status
 
@@ -39,41 +36,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
     return InProcess(tiny_model_folder(tmp_path_factory.mktemp("model") / "model"))
 
 
-@contextmanager
-def gateway_process(folder: Path, endpoint_port: int, archive_port: int, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def gateway_process(folder: Path, endpoint_port: int, archive_port: int, port: int) -> GatewayProcess:
     """The command, until the end of the block or until it is killed."""
-    config = gateway_config(folder / "spool", endpoint_port, archive_port, port=port).model_dump(mode="json", exclude_none=True)
-    (folder / "gateway.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "ssacl.cli", "gateway", "--config", str(folder / "gateway.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
-        try:
-            until(lambda: process.poll() is not None or _listens(port))
-            assert process.poll() is None, (folder / "log").read_text()
-            yield process
-        finally:
-            process.kill()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    return GatewayProcess(folder, gateway_config(folder / "spool", endpoint_port, archive_port, port=port))
 
 
 def test_a_film_accepted_before_kill_9_is_reported_after_it(tmp_path: Path, model: InProcess) -> None:
     ports = endpoint_port, archive_port, _ = [free_port() for _ in range(3)]
     with running_archive(Archive(), archive_port) as archive:
-        with gateway_process(tmp_path, *ports) as process:
+        with gateway_process(tmp_path, *ports) as gateway:
             assert send(ports[2], study_film(1), study_film(2)) == [0, 0]
-            process.kill()
+            gateway.kill()
         assert read_status(tmp_path / "spool")["waiting"] == 2
-        with running_endpoint(model, endpoint_port), gateway_process(tmp_path, *ports) as process:
+        with running_endpoint(model, endpoint_port), gateway_process(tmp_path, *ports) as gateway:
             until(lambda: read_status(tmp_path / "spool")["done"] == {"reported": 2})
             command = [sys.executable, "-m", "ssacl.cli", "gateway", "--config", str(tmp_path / "gateway.yaml"), "--status"]
             told = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
             assert json.loads(told.stdout)["done"] == {"reported": 2}
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert gateway.stop() == 0
     assert archive.studies() == {f"1.2.840.99.{number}": ALL for number in (1, 2)}
     log = (tmp_path / "log").read_text()
     for hidden in ("PLANTED", "1.2.840.99"):
@@ -87,20 +67,18 @@ def test_films_sent_while_it_is_killed_at_random_have_one_result_each(tmp_path: 
     left = list(range(1, 9))
     with running_archive(Archive(), archive_port) as archive, running_endpoint(model, endpoint_port):
         for _ in range(2):
-            with gateway_process(tmp_path, *ports) as process:
+            with gateway_process(tmp_path, *ports) as gateway:
                 for number in left[:4]:
                     if send(port, study_film(number)) == [0]:
                         left.remove(number)
                 time.sleep(chance.uniform(0.0, 0.8))
-                process.kill()
+                gateway.kill()
         assert len(left) < 8
         accepted = set(range(1, 9)) - set(left)
         with gateway_process(tmp_path, *ports):
             until(lambda: read_status(tmp_path / "spool")["done"].get("reported") == len(accepted))
     assert archive.studies().keys() == {f"1.2.840.99.{number}" for number in accepted}
-    instances = {(str(ds.StudyInstanceUID), str(ds.Modality)): set() for ds in archive.received}
-    for ds in archive.received:
-        instances[str(ds.StudyInstanceUID), str(ds.Modality)].add(str(ds.SOPInstanceUID))
+    instances = archive.instances()
     # A result sent again after a crash is the same instance.
     assert all(len(uids) == 1 for uids in instances.values())
     assert len(instances) == 3 * len(accepted)

@@ -94,9 +94,7 @@ function keep(entry) {
 function show(entry) {
   current = entry;
   const { draft, film, at } = entry;
-  part("empty").hidden = true;
-  part("report").hidden = false;
-  stage.classList.add("filled");
+  showFilled(true);
   viewer.open(film, draft.image_width_px, draft.image_height_px);
   showSentences(part("sentences"), draft, look);
   showFindings(part("findings"), draft.findings);
@@ -104,6 +102,12 @@ function show(entry) {
   part("model").textContent = draft.model_version;
   look(null);
   listDrafts();
+}
+
+function showFilled(isFilled) {
+  for (const id of ["empty", "intro"]) part(id).hidden = isFilled;
+  part("report").hidden = !isFilled;
+  stage.classList.toggle("filled", isFilled);
 }
 
 function listDrafts() {
@@ -136,9 +140,7 @@ function forget() {
   viewer.close();
   look(null);
   for (const id of ["sentences", "findings", "about"]) part(id).replaceChildren();
-  part("report").hidden = true;
-  part("empty").hidden = false;
-  stage.classList.remove("filled");
+  showFilled(false);
   listDrafts();
   say("All drafts of this session are forgotten.");
   part("files").focus();

@@ -5,7 +5,8 @@ const COLOURS = ["#ff9f1c", "#2ec4b6", "#ff5c93", "#8ac926", "#4cc9f0", "#c77dff
 const STATUS = { present: "present", absent: "absent", uncertain: "uncertain", unmentioned: "no finding named" };
 
 export const colourOf = (index) => COLOURS[index % COLOURS.length];
-export const percent = (value) => `${Math.round(100 * value)} %`;
+const percent = (value) => `${Math.round(100 * value)} %`;
+const length = (value) => `${100 * value}%`;
 
 /** An element with properties and children; text never becomes markup. */
 export function element(name, properties = {}, ...children) {
@@ -82,7 +83,7 @@ export function showSentences(list, draft, onLook) {
 function sentenceButton(sentence, index, draft) {
   const said = sentence.finding ? `${sentence.finding}: ${STATUS[sentence.status] ?? sentence.status}` : STATUS.unmentioned;
   const meter = element("span", { className: "meter", ariaHidden: "true" }, element("span"));
-  meter.firstChild.style.width = percent(sentence.confidence);
+  meter.firstChild.style.width = length(sentence.confidence);
   const button = element(
     "button",
     { type: "button", className: `sentence ${sentence.status}` },
@@ -104,8 +105,8 @@ function sentenceButton(sentence, index, draft) {
 export function showFindings(body, findings) {
   const rows = [...findings].sort((a, b) => b.probability - a.probability).map((finding) => {
     const bar = element("span", { className: "bar", ariaHidden: "true" }, element("span", { className: "fill" }), element("span", { className: "tick" }));
-    bar.children[0].style.width = percent(finding.probability);
-    bar.children[1].style.left = percent(finding.threshold);
+    bar.children[0].style.width = length(finding.probability);
+    bar.children[1].style.left = length(finding.threshold);
     const word = finding.present ? "above" : "below";
     return element(
       "tr",
