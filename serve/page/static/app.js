@@ -192,6 +192,11 @@ part("files").addEventListener("change", (event) => {
   event.target.value = "";
 });
 
+// Where a film could be dropped, a tap opens one: touch screens drop nothing.
+stage.addEventListener("click", () => {
+  if (!current) part("files").click();
+});
+
 // A film dropped beside the stage must not be opened by the browser in place of this page.
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   window.addEventListener(kind, (event) => {
