@@ -164,7 +164,7 @@ def send_all(port: int, num_films: int) -> dict[str, Any]:
 
 def film(number: int) -> tuple[str, bytes]:
     """Its study, and a DICOM file."""
-    content = dicom_bytes(generate_study(SEED, number))
+    content, _ = dicom_bytes(generate_study(SEED, number))
     return str(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True).StudyInstanceUID), content
 
 
