@@ -2,6 +2,7 @@
 
 A real Ray Serve endpoint (random weights: what it writes does not matter here), the real gateway process, and C-STORE on both sides. A film
 that is not answered with Success is sent again, as an archive does. In the end each accepted film must have exactly one of each result.
+Beside it an HTTP client asks without a pause, and repeats what was refused or broke off: none of its requests may fail in the end.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import psutil
 import pydicom
 
 from benchmarks.gateway_nodes import CALLER, Archive, GatewayProcess, free_port, running_archive, send
+from benchmarks.http_client import HttpClient
 from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
 from serve.app import run_server
 from serve.gateway.config import GatewayConfig
@@ -46,6 +48,7 @@ TARGETS = {
 GATEWAY = "gateway"
 RESULT_KINDS = ("SR", "OT", "SEG")
 SEED = 20
+KILL_EVERY_S = (0.5, 4.0)
 GIVE_UP_S = 600.0
 """Without any film settled for so long, what is left is lost."""
 GOALS = {
@@ -53,6 +56,7 @@ GOALS = {
     "lost": Goal(max=0),
     "doubled": Goal(max=0),
     "quarantined": Goal(max=0),
+    "http.failed": Goal(max=0),
     "kinds_killed": Goal(min=len(TARGETS) + 1),
 }
 
@@ -94,8 +98,9 @@ def chaos(folder: Path, num_films: int, num_kills: int) -> dict[str, Any]:
         config = gateway_config(folder / "spool", f"{server.url}/v1/reports", archive_port)
         with GatewayProcess(folder, config) as gateway:
             started = time.monotonic()
-            with killing(gateway, num_kills) as kills:
-                sent = send_all(config.port, num_films)
+            with killing(gateway, num_kills) as kills, HttpClient(config.endpoint.url, film(num_films)[1]) as client:
+                # As long as there are kills, so that some meet a film on its way into the gateway.
+                sent = send_all(config.port, num_films, every_s=sum(KILL_EVERY_S) / 2 * num_kills / num_films)
                 sent_s = time.monotonic() - started
                 # The last ones are killed while films are still being read.
                 wait_for(kills.total, num_kills)
@@ -114,6 +119,7 @@ def chaos(folder: Path, num_films: int, num_kills: int) -> dict[str, Any]:
         "reported": status["done"].get("reported", 0),
         "results_sent_again": len(archive.received) - sum(map(len, found.values())),
         "attempts": sent["attempts"],
+        "http": client.figures(),
         "killed": dict(sorted(kills.items())),
         "kinds_killed": len(kills),
         "sending_s": round(sent_s, 1),
@@ -146,12 +152,13 @@ def gateway_config(spool: Path, endpoint_url: str, archive_port: int) -> Gateway
     )
 
 
-def send_all(port: int, num_films: int) -> dict[str, Any]:
-    """Each film until it is answered with Success: the accepted studies, and how often was sent."""
-    accepted, attempts = [], 0
+def send_all(port: int, num_films: int, every_s: float) -> dict[str, Any]:
+    """Each film until it is answered with Success, with random pauses between them: the accepted studies, and how often was sent."""
+    accepted, attempts, chance = [], 0, random.Random(SEED)
     end = time.monotonic() + GIVE_UP_S
     for number in range(num_films):
         study_uid, content = film(number)
+        time.sleep(chance.expovariate(1 / every_s))
         while time.monotonic() < end:
             attempts += 1
             if send(port, content) == [0]:
@@ -174,7 +181,7 @@ def killing(gateway: GatewayProcess, num_kills: int) -> Iterator[Counter[str]]:
     chance, kills, stopped = random.Random(SEED), Counter[str](), threading.Event()
 
     def run() -> None:
-        while kills.total() < num_kills and not stopped.wait(chance.uniform(0.5, 4.0)):
+        while kills.total() < num_kills and not stopped.wait(chance.uniform(*KILL_EVERY_S)):
             # In turn, in random order: each kind has its share, also in a short run.
             kinds = [kind for kind in (*TARGETS, GATEWAY) if kills[kind] == min(kills[other] for other in (*TARGETS, GATEWAY))]
             kind = chance.choice(kinds)

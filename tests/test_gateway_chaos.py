@@ -17,4 +17,6 @@ def test_every_accepted_film_has_exactly_one_result_whatever_is_killed(tmp_path:
     assert figures["killed"] == {"controller": 1, "gateway": 1, "ingress replica": 1, "model replica": 1}
     assert (figures["accepted_share"], figures["lost"], figures["doubled"], figures["quarantined"]) == (1.0, 0, 0, 0)
     assert figures["reported"] == 6
+    assert figures["http"]["failed"] == 0
+    assert figures["http"]["requests"] > 0
     assert figures["of_films_never_sent"] == 0
