@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 
 import ssacl
 from serve.dicom_answer import dicom_answer, read_source
+from serve.film_answer import film_answer
+from serve.page.routes import add_page
 from serve.problems import PROBLEM_TYPE, Problem, ProblemError
 from serve.schemas import HealthResponse, ModelsResponse, ReportResponse
 from serve.settings import ServeSettings
@@ -77,6 +79,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         sentence: Annotated[int | None, Query(ge=0, description="Overlay: this sentence's map.")] = None,
         node: Annotated[str | None, Query(max_length=40, description="Overlay: this anatomy node's map.")] = None,
         maps: Annotated[bool, Query(description="JSON: hold the evidence maps.")] = True,
+        film: Annotated[bool, Query(description="JSON: hold the film as it is shown, a PNG in base64.")] = False,
     ) -> Response:
         kind = _answer_type(request.headers.get("accept", "*/*"))
         if node is not None and node not in NODES:
@@ -95,6 +98,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         if not maps:
             tree["anatomy_maps"] = None
             tree["sentences"] = [{**item, "evidence": None} for item in tree["sentences"]]
+        tree["film"] = (await asyncio.to_thread(film_answer, image)).model_dump() if film else None
         tree |= {"request_id": request.state.request_id, "image_index": index, "unused": [item.model_dump() for item in unused]}
         return Response(json.dumps(tree, allow_nan=False), media_type="application/json")
 
@@ -114,6 +118,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             raise _not_ready() from error
         return HealthResponse(status="ready")
 
+    add_page(api)
     _install_problems(api)
     return api
 
