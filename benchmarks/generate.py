@@ -5,9 +5,9 @@
     python -m benchmarks.generate --checkpoint MODEL --data s3://bucket/films    # what bf16 and int8 cost on a trained model
 
 The reference encodes the films with the plain model and calls `generate` with the whole prefix, masked slots too, repeated for every beam.
-Ours encodes and writes as `ReportGenerator.load` prepares a model. Both get the same position ids and the release's settings, and the
-length is fixed (random weights hardly ever end a report), so that both take the same number of steps. They run in turns; a ratio is that of the
-medians. Token ids must be identical in fp32, in every pair of turns.
+Ours encodes and writes as `ReportGenerator.load` prepares a model. Both get the same position ids and the release's settings; the length is
+fixed (random weights hardly ever end a report), so that both take the same number of steps. They run in turns; a ratio is that of the
+medians. Token ids must be identical in fp32.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> Measurement:
         "threads": torch.get_num_threads(),
         "bf16": "by the processor's own instructions" if multiplies_bf16(torch.device("cpu")) else "emulated by this processor",
     }
-    return Measurement(figures, goals, config=config, n=len(next(iter(spread.values()))), spread=spread)
+    return Measurement(figures, goals, config=config, n=1 if options.quick else options.rounds or 1, spread=spread)
 
 
 def _models(preset: str, precisions: list[Precision]) -> dict[str, SSACL]:
