@@ -70,21 +70,21 @@ class ReportIngress:
         return described
 
 
-def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, str] | None = None) -> Application:
+def build_app(settings: ServeSettings | dict[str, Any]) -> Application:
     """The application, bound and ready for `serve.run` or a Serve config file (`import_path: serve.app:build_app`).
 
-    Parameters
-    ----------
-    settings
-        Settings, or their plain tree.
-    environment
-        Variables that the model replicas need on top of their node's (object storage).
+    Serve takes a builder of one parameter only. Model replicas reach object storage by the variables of their node.
 
     Raises
     ------
     ConfigError
         A setting is unknown or out of range.
     """
+    return _application(settings, {})
+
+
+def _application(settings: ServeSettings | dict[str, Any], environment: dict[str, str]) -> Application:
+    """The same, with variables that the model replicas need on top of their node's (object storage)."""
     settings = ServeSettings.parse(settings)
     # The models stand in `user_config` alone, so that another model is no reason to start replicas anew.
     tree = settings.model_dump(mode="json", exclude={"checkpoint_url", "more_models"}) | {"checkpoint_url": "that of the model replicas"}
@@ -103,7 +103,7 @@ def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, s
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,
             "num_gpus": settings.gpus_per_replica,
-            "runtime_env": {"env_vars": environment or {}},
+            "runtime_env": {"env_vars": environment},
         },
         user_config=settings.of_the_models(),
         graceful_shutdown_timeout_s=settings.drain_s,
@@ -167,7 +167,7 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
     signals = _StopSignals() if blocking else None
     try:
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=port))
-        serve.run(build_app(settings, storage_environment()), name=APPLICATION, route_prefix="/")
+        serve.run(_application(settings, storage_environment()), name=APPLICATION, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         stop_server()
         raise ServeError(

@@ -12,15 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 import yaml
 from test_serve import free_port
-from tiny_model import encoded_film, tiny_model_folder
+from tiny_model import encoded_film, other_weights, tiny_model_folder
 
 from ray_jobs.session import ray_session
-from serve.settings import ModelSettings
-from ssacl.errors import ConfigError
-from ssacl.training.checkpoint import load_model_folder, save_model_folder
+from ssacl.training.checkpoint import load_model_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CONFIG = Path(__file__).parents[1] / "cluster" / "serve_config.yaml"
@@ -60,9 +57,8 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     from ray.serve.config import HTTPOptions
 
     place = tmp_path_factory.mktemp("models")
-    folders = {name: tiny_model_folder(place / name) for name in ("first", "second")}
-    _other_weights(folders["second"], place / "other")
-    folders["second"] = place / "other"
+    first = tiny_model_folder(place / "first")
+    folders = {"first": first, "second": other_weights(first, place / "second")}
     versions = {name: load_model_folder(folder).model_version for name, folder in folders.items()}
     tree = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     application = tree["applications"][0]
@@ -79,14 +75,6 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
             yield running
         finally:
             serve.shutdown()
-
-
-def _other_weights(folder: Path, other: Path) -> None:
-    loaded = load_model_folder(folder)
-    with torch.no_grad():
-        for value in loaded.model.opt_proj.parameters():
-            value.add_(0.5)
-    save_model_folder(other, loaded.model, loaded.config, loaded.tokenizers, loaded.thresholds, {}, loaded.manifest["provenance"])
 
 
 @dataclass
@@ -156,10 +144,3 @@ def test_a_model_that_is_not_there_leaves_the_one_that_serves(endpoint: Endpoint
     for _ in range(3):
         assert endpoint.report().status_code == 200
     assert endpoint.models() == before
-
-
-def test_a_config_file_is_checked() -> None:
-    tree = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]["deployments"][0]["user_config"]
-    ModelSettings.parse(tree)
-    with pytest.raises(ConfigError, match="port"):
-        ModelSettings.parse({**tree, "port": 8000})
