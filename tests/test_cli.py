@@ -25,7 +25,7 @@ from ssacl.phantom import write_dicom_tree
 from ssacl.training.sealed import MANIFEST, seal
 
 ROOT = Path(__file__).parents[1]
-NOT_BUILT = ["submit", "model list", "model promote", "model rollback"]
+NOT_BUILT = ["model list", "model promote", "model rollback"]
 COMMANDS = [
     "data phantom",
     "data ingest",
@@ -44,6 +44,7 @@ COMMANDS = [
     "predict",
     "serve",
 ]
+COMMANDS += ["submit train", "submit tune", "submit ingest", "submit evaluate", "submit status", "submit logs", "submit stop"]
 COMMANDS += ["checkpoint import", "checkpoint export", "checkpoint show", "doctor", *NOT_BUILT]
 Failing = Callable[..., str]
 

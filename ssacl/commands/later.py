@@ -22,7 +22,6 @@ def _refuse(name: str, what: str) -> int:
 
 
 def add_parsers(commands: Commands) -> None:
-    not_built(commands, "submit", "submit a job to a Ray cluster")
     model = commands.add_parser("model", help="the model registry").add_subparsers(dest="action", required=True, metavar="ACTION")
     not_built(model, "list", "list the model versions in object storage")
     not_built(model, "promote", "point a channel to a version")
