@@ -50,7 +50,3 @@ class ClusterError(SSACLError):
 
 class RegistryError(SSACLError):
     """A model version or channel is unknown, damaged, or not signed as it must be."""
-
-
-class NotBuiltError(SSACLError):
-    """The command exists but a later release builds it; the command line exits 2."""

@@ -69,7 +69,7 @@ def ray_head(environment: Mapping[str, str], num_cpus: int = 2) -> Iterator[RayH
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(8)
         # What the launcher may have left of its own session.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

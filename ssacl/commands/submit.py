@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 from ssacl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _settings(texts: list[str]) -> dict[str, str]:
 
 def _follow(cluster: Cluster, job_id: str, start_limit_s: float) -> int:
     try:
-        code = cluster.follow(job_id, start_limit_s, _write)
+        code: int = cluster.follow(job_id, start_limit_s, _write)
     except KeyboardInterrupt:
         print(
             f"The job goes on. Look again: ssacl submit logs {job_id} --follow --address {cluster.address}; end it: ssacl submit stop "
