@@ -60,7 +60,7 @@ class ReportIngress:
 
 
 def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, str] | None = None) -> Application:
-    """The application, bound and ready for `serve.run` or a Serve config file (`import_path: serve.app:build_app`).
+    """The application, bound and ready for `serve.run`; Serve config files use `serve.configured`.
 
     Parameters
     ----------
