@@ -30,6 +30,7 @@ from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ServeError
 from ssacl.inference.report import DraftReport
+from ssacl.registry.addresses import resolve_model
 
 __all__ = ["RunningServer", "build_app", "run_server", "stop_server"]
 
@@ -202,9 +203,11 @@ _session = contextlib.ExitStack()
 
 def _with_absolute_checkpoint(settings: ServeSettings) -> ServeSettings:
     """Replicas run in other folders; and a missing model should fail here, in one line, not in a replica's log."""
-    if "://" in settings.checkpoint_url:
-        return settings
-    folder = Path(settings.checkpoint_url).resolve()
+    # The version that a registry's channel names now: replicas that start later get the same.
+    checkpoint_url = resolve_model(settings.checkpoint_url)
+    if "://" in checkpoint_url:
+        return settings.model_copy(update={"checkpoint_url": checkpoint_url})
+    folder = Path(checkpoint_url).resolve()
     if not (folder / "manifest.json").is_file():
         raise CheckpointError(
             f"{settings.checkpoint_url} is not a model folder: it has no manifest.json. Give the folder that `ssacl train` printed."
