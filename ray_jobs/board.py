@@ -13,6 +13,7 @@ import ray
 import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.train_gauges import TrainGauges
 from ssacl import errors
 from ssacl.errors import SSACLError
 from ssacl.training.reporter import LiveLine, Record
@@ -27,12 +28,14 @@ SILENCE_S = 12.0
 class Board:
     """Where workers pin up their records and the driver reads them; an actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str = "") -> None:
+        self._gauges = TrainGauges(run)
         self._records: list[dict[str, Any]] = []
         self._failure: tuple[str, str] | None = None
 
     def post(self, record: dict[str, Any]) -> None:
         self._records.append(record)
+        self._gauges.show(record, time.time())
 
     def take(self) -> list[dict[str, Any]]:
         records, self._records = self._records, []
@@ -45,10 +48,10 @@ class Board:
         return self._failure
 
 
-def new_board() -> Any:
-    """A `Board` on this node, which lives as long as its handle: other nodes may be lost."""
+def new_board(run: str) -> Any:
+    """The `Board` of a run, on this node, which lives as long as its handle: other nodes may be lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Board).options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(Board).options(scheduling_strategy=here).remote(run)
 
 
 class RayReporter:

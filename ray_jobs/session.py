@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ray_jobs import node_secrets
 from ssacl.errors import SSACLError
 
 STORAGE_VARIABLES = ("AWS_", "DICOMWEB_", "SSACL_")
@@ -19,8 +20,12 @@ _KEPT_HERE = ("SSACL_KEY_SECRET",)
 
 
 def storage_environment() -> dict[str, str]:
-    """The variables that a Ray worker needs to reach object storage as this process does."""
-    return {name: value for name, value in os.environ.items() if name.startswith(STORAGE_VARIABLES) and name not in _KEPT_HERE}
+    """The variables that a Ray worker needs to reach object storage as this process does.
+
+    A submitted job's secrets are not among them: each machine of the cluster has its own (`ray_jobs.node_secrets`).
+    """
+    kept = {*_KEPT_HERE, *node_secrets.references(os.environ.get(node_secrets.REFERENCES, ""))}
+    return {name: value for name, value in os.environ.items() if name.startswith(STORAGE_VARIABLES) and name not in kept}
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
 
 
 def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
-    board, kept = new_board(), placement_groups()
+    board, kept = new_board(config.run.name), placement_groups()
     with (
         tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
         live_line(board, progress),

@@ -41,12 +41,16 @@ class OverloadedError(Exception):
 class ModelGateway(Protocol):
     """How the interface reaches a model."""
 
-    async def report(self, picture: Picture) -> DraftReport:
-        """Raises `OverloadedError` or an `SSACLError`."""
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
+        """By the first or a named model; raises `OverloadedError` or an `SSACLError`."""
         ...
 
     async def describe(self) -> dict[str, Any]:
-        """Version and provenance of the model; raises where no model is ready."""
+        """Version and provenance of the first model; raises where no model is ready."""
+        ...
+
+    async def describe_all(self) -> list[dict[str, Any]]:
+        """The same of every model, with its name."""
         ...
 
 
@@ -80,6 +84,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         node: Annotated[str | None, Query(max_length=40, description="Overlay: this anatomy node's map.")] = None,
         maps: Annotated[bool, Query(description="JSON: hold the evidence maps.")] = True,
         film: Annotated[bool, Query(description="JSON: hold the film as it is shown, a PNG in base64.")] = False,
+        model: Annotated[str | None, Query(max_length=64, description="A model of GET /v1/models by name; the first without it.")] = None,
     ) -> Response:
         kind = _answer_type(request.headers.get("accept", "*/*"))
         if node is not None and node not in NODES:
@@ -88,7 +93,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         index, image, unused = await first_frontal(images)
         source = await asyncio.to_thread(read_source, images[index]) if kind == "multipart/related" else None
         del images
-        report = await asyncio.wait_for(gateway.report(image), settings.request_timeout_s)
+        report = await asyncio.wait_for(gateway.report(image, model), settings.request_timeout_s)
         if source is not None:
             return await asyncio.to_thread(dicom_answer, source, image, report)
         if kind == "image/png":
@@ -104,7 +109,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
 
     @api.get("/v1/models", responses={503: problems[503]}, summary="Models that this endpoint answers with")
     async def models() -> ModelsResponse:
-        return ModelsResponse(models=[await asyncio.wait_for(gateway.describe(), 30)])
+        return ModelsResponse(models=await asyncio.wait_for(gateway.describe_all(), 30))
 
     @api.get("/healthz", summary="The process answers")
     async def healthz() -> HealthResponse:

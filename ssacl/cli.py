@@ -10,8 +10,23 @@ import sys
 from collections.abc import Sequence
 
 from ssacl import __version__
-from ssacl.commands import checkpoint, data, doctor, evaluate, finetune, gateway, ground, later, predict, serve, train, tune, warm_language
-from ssacl.errors import NotBuiltError, SSACLError
+from ssacl.commands import (
+    checkpoint,
+    data,
+    doctor,
+    evaluate,
+    finetune,
+    gateway,
+    ground,
+    model,
+    predict,
+    serve,
+    submit,
+    train,
+    tune,
+    warm_language,
+)
+from ssacl.errors import SSACLError
 
 EXAMPLES = """\
 the way from pictures to a served draft report:
@@ -24,6 +39,8 @@ the way from pictures to a served draft report:
   ssacl ground --checkpoint runs/phantom_tiny/model --film FILM.dcm --out evidence "left pleural effusion"
   ssacl serve --checkpoint runs/phantom_tiny/model --port 8000
   ssacl gateway --config gateway.yaml                         DICOM in by C-STORE, results back to the archive
+  ssacl submit train --address http://head:8265 -- --config configs/phantom_tiny.yaml data.url=s3://bucket/shards
+  ssacl model register s3://bucket/models s3://bucket/runs/phantom_tiny/model
 
 data sets and runs may be folders or s3://bucket/prefix; endpoint and keys come from AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. `ssacl doctor` says what works here.
@@ -31,7 +48,7 @@ Every output is a preliminary, unverified draft: not a medical device.
 """
 
 _OWN = ("ssacl", "ray_jobs", "serve")
-EXIT_ERROR, EXIT_NOT_BUILT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,20 +61,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ssacl {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
-    parser.set_defaults(takes_anything=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, warm_language, train, tune, evaluate, finetune, predict, ground, serve, gateway, checkpoint, doctor, later):
+    for module in (
+        data,
+        warm_language,
+        train,
+        tune,
+        evaluate,
+        finetune,
+        predict,
+        ground,
+        serve,
+        gateway,
+        checkpoint,
+        submit,
+        model,
+        doctor,
+    ):
         module.add_parsers(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 a named error, 2 wrong usage or not built yet, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 a named error, 2 wrong usage, 130 interrupted."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    # What is not built yet says so whatever options it is given.
-    if unknown and not options.takes_anything:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -77,8 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception) -> int:
     """The exit code of a failure that is the user's or the machine's, told in one line; a fault of our own is raised again."""
-    if isinstance(error, NotBuiltError):
-        return _say(error, EXIT_NOT_BUILT)
     if isinstance(error, SSACLError):
         return _say(error, EXIT_ERROR)
     if isinstance(error, BrokenPipeError):

@@ -44,5 +44,9 @@ class ServeError(SSACLError):
     """The endpoint cannot start or cannot be reached."""
 
 
-class NotBuiltError(SSACLError):
-    """The command exists but a later release builds it; the command line exits 2."""
+class ClusterError(SSACLError):
+    """A Ray cluster cannot be reached, runs another version, or lacks what a job needs (room, a secret, a graphics driver)."""
+
+
+class RegistryError(SSACLError):
+    """A model version or channel is unknown, damaged, or not signed as it must be."""

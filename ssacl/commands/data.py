@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 from ssacl.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ import warnings
 from urllib.parse import urlsplit
 
 from ssacl import __version__
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 from ssacl.errors import SSACLError
 
 PACKAGES = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssacl.commands import evaluate_contrast, evaluate_grounding
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands, evaluate_contrast, evaluate_grounding
 from ssacl.errors import ConfigError
 
 _OF_A_CHECKPOINT = ("truth", "limit", "num_workers")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 from ssacl.commands.tasks import add_leave_out_bad, add_trained_films, names
 
 EXAMPLES = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 from ssacl.commands.tasks import add_leave_out_bad, add_trained_films, names, run_task
 
 CLASSIFY_EXAMPLES = """\

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 
 EXAMPLES = """\
   ssacl ground --checkpoint runs/phantom_tiny/model --film FILM.dcm --out evidence "left pleural effusion" "carina"

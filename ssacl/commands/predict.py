@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 
 
 def add_parsers(commands: Commands) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ssacl.commands.later import Commands
+from ssacl.commands import Commands
 
 EXAMPLES = """\
   ssacl warm-language --texts reports.csv --out lm width=256 depth=4 num_heads=4

@@ -29,6 +29,7 @@ from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import CheckpointError, ConfigError
 from ssacl.models.divided import fill_state, full_shape
 from ssacl.models.ssacl import SSACL
+from ssacl.registry.addresses import resolve_model
 from ssacl.training.sealed import check_folder, download_folder, new_folder, seal, sha256_of, upload_folder
 
 __all__ = [
@@ -156,16 +157,19 @@ def read_thresholds(folder: Path) -> dict[str, float]:
 def local_folder(folder_or_url: str | Path) -> Iterator[Path]:
     """A local path of a model folder; one in object storage is fetched and verified first, and dropped at the end.
 
+    `REGISTRY@stable` is the version that the channel points to now (`ssacl.registry`).
+
     Raises
     ------
     CheckpointError
         Incomplete or damaged in storage.
     """
-    if "://" not in str(folder_or_url):
+    folder_or_url = resolve_model(str(folder_or_url))
+    if "://" not in folder_or_url:
         yield Path(folder_or_url)
         return
     with tempfile.TemporaryDirectory(prefix="ssacl-model-") as parent:
-        yield download_folder(open_storage(str(folder_or_url)), "", Path(parent) / "model")
+        yield download_folder(open_storage(folder_or_url), "", Path(parent) / "model")
 
 
 def export_weights(path: Path, model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Model versions in object storage, and the channels that point to them."""
