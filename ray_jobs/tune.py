@@ -8,11 +8,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
 
-from ray_jobs.elastic import require_room, room_for_workers, worker_counts
+from ray_jobs.elastic import free_left_room, require_room, room_for_workers, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ray_jobs.sweep_queue import Rungs, TrialQueue, drop_losers, find_failure
 from ray_jobs.trial import run_trial
@@ -30,6 +31,7 @@ from ssacl.sweeps.space import look_up
 logger = logging.getLogger(__name__)
 
 _NOTE_S = 5.0
+_FREE_S = 1.0
 _QUIET_TUNE = {
     # Configurations name data by paths from here.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -161,6 +163,7 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
                 name=ledger.sweep.config.name,
                 storage_path=folder,
                 verbose=0,
+                callbacks=[_FreesRoom()],
                 # Of the trial's own process: its run goes on from its checkpoints.
                 failure_config=tune.FailureConfig(max_failures=ledger.sweep.base.run.max_restarts),
             ),
@@ -168,6 +171,17 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
         tuner.fit()
     if queue.failure is not None:
         raise queue.failure
+
+
+class _FreesRoom(tune.Callback):  # type: ignore[misc]
+    """Gives the next trial what one that was stopped, or whose process was lost, still holds; it dies some time after Tune was told."""
+
+    _at = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[tune.experiment.Trial], **info: Any) -> None:
+        if time.monotonic() - self._at > _FREE_S:
+            self._at = time.monotonic()
+            free_left_room()
 
 
 def _this_node() -> str:

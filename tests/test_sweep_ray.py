@@ -39,6 +39,20 @@ def write_finished(ledger: Ledger, **what: object) -> Trial:
     return trial
 
 
+@pytest.mark.timeout(300)
+def test_a_pruned_trial_leaves_its_room_to_the_next(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, objectives={"mirror_agreement": "max"}, budget={"trials": 3})
+    sweep = load_sweep(path, ["run.stages=[{kind: contrastive, num_steps: 10000}]"])
+    ledger = Ledger(sweep)
+    ledger.claim()
+    # More than any trial can reach: the others are pruned at the first rung.
+    write_finished(ledger, name="trial-0000", curve=[{"step": 2, "stage": "contrastive", "last": True, "mirror_agreement": 2.0}])
+    with ray_session(num_cpus=1):
+        run_sweep(sweep, out_folder=tmp_path / "out")
+    assert [trial.status for trial in ledger.trials()] == ["finished", "pruned", "pruned"]
+    assert all(trial.step < 10000 for trial in ledger.trials())
+
+
 @pytest.mark.timeout(500)
 def test_a_sweep_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path) -> None:
     path = write_sweep(
