@@ -67,13 +67,19 @@ def worker_counts(config: Config) -> tuple[int, ...]:
 
 def resources_per_worker(config: Config) -> dict[str, float]:
     """What Ray sets aside for each train worker."""
-    return {"CPU": config.run.cpus_per_train_worker, **({"GPU": 1.0} if config.run.use_gpu else {})}
+    return {"CPU": config.run.cpus_per_train_worker, **({"GPU": config.run.gpus_per_train_worker} if config.run.use_gpu else {})}
 
 
 def room_for_workers(config: Config) -> int:
     """How many train workers the nodes of the cluster have room for, were they empty."""
     each = resources_per_worker(config)
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount > 0)) for node in _nodes())
+    return sum(min(_times(node.get(name, 0.0), amount) for name, amount in each.items() if amount > 0) for node in _nodes())
+
+
+def _times(there: float, amount: float) -> int:
+    """How often `amount` fits; the parts of a share lie on one piece, as on a GPU."""
+    whole = there if amount >= 1 else 1.0
+    return int(whole / amount + 1e-6) * int(there // whole if whole else 0)
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from ray_jobs.train import run_training
 from ssacl.config import Config
 from ssacl.data.storage import MissingObjectError, Storage
 from ssacl.errors import SSACLError, StorageError
-from ssacl.sweeps.config import Sweep
+from ssacl.sweeps.config import POINTING, Sweep
 from ssacl.sweeps.ledger import Ledger
 from ssacl.training.reporter import MetricsLog, Record
 from ssacl.training.resume import run_storage
@@ -42,12 +42,17 @@ def run_trial(chosen: dict[str, Any], sweep: Sweep, environment: Mapping[str, st
         with tempfile.TemporaryDirectory(prefix="ssacl-trial-") as folder, told.live():
             result = run_training(config, progress=False, out_folder=Path(folder))
         told.look()
+        masks: dict[str, float] = {}
+        if POINTING in sweep.config.objectives:
+            from ssacl.evaluation.quick import anatomy_pointing
+
+            masks = {POINTING: anatomy_pointing(result.model_url, config.data.url, sweep.config.truth, sweep.config.num_films)}
         test: dict[str, float] = {}
         if trial.kind != "search" and sweep.config.stability.num_test_films:
             from ssacl.evaluation.quick import final_figures
 
             test = final_figures(result.model_url, config.data.url, sweep.config.stability.num_test_films)
-        tune.report({"event": "end", "test": json.dumps(test)})
+        tune.report({"event": "end", "masks": json.dumps(masks), "test": json.dumps(test)})
     except SSACLError as error:
         tune.report({"event": "failed", "error": f"{type(error).__name__}: {error}"})
     # Whatever it is: a bug that every trial meets must be told, and not be tried three times each.

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -23,8 +23,8 @@ from ssacl.data.storage import open_storage
 from ssacl.errors import TrainingError
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import best_trial
-from ssacl.sweeps.ledger import HOLDER, Ledger, Trial
-from ssacl.sweeps.results import Results, write_results
+from ssacl.sweeps.ledger import CHECKS, HOLDER, Ledger, Trial
+from ssacl.sweeps.results import Results, export_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up
 
@@ -67,7 +67,11 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
     counts = worker_counts(sweep.base)
     open_split(open_storage(sweep.base.data.url), "train", purpose="training")
     # The same place from every process.
-    sweep = sweep.model_copy(update={"config": sweep.config.model_copy(update={"storage_url": open_storage(sweep.config.storage_url).url})})
+    places = {
+        "storage_url": open_storage(sweep.config.storage_url).url,
+        "truth": sweep.config.truth and str(Path(sweep.config.truth).absolute()),
+    }
+    sweep = sweep.model_copy(update={"config": sweep.config.model_copy(update=places)})
     ledger = Ledger(sweep)
     num_cpus = max(os.cpu_count() or 1, math.ceil(counts[-1] * sweep.base.run.cpus_per_train_worker))
     with hold_lease(ledger.storage, HOLDER), ray_session(num_cpus=num_cpus, address=address) as dashboard:
@@ -85,6 +89,7 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
         best = best_trial(ledger.trials(), sweep.config.objectives)
         if best is None:
             raise TrainingError("The budget ended before any trial had trained to its end: give the sweep more, and run it again.")
+        export_best(ledger)
         _stability(ledger, best, at_once)
         drop_losers(ledger, patient=True)
     return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name)
@@ -104,8 +109,8 @@ def _search(ledger: Ledger, at_once: int) -> None:
         if config.budget.hours is not None and elapsed_s > 3600 * config.budget.hours:
             return f"the budget of {config.budget.hours:g} hours is spent"
         if config.budget.gpu_hours is not None:
-            used = sum(trial.busy_s for trial in ledger.trials()) / 3600 * worker_counts(base)[-1]
-            if used > config.budget.gpu_hours:
+            gpus = worker_counts(base)[-1] * base.run.gpus_per_train_worker
+            if sum(trial.busy_s for trial in ledger.trials()) / 3600 * gpus > config.budget.gpu_hours:
                 return f"the budget of {config.budget.gpu_hours:g} GPU-hours is spent"
         return ""
 
@@ -125,20 +130,24 @@ def _search(ledger: Ledger, at_once: int) -> None:
 
 
 def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
-    """Train the best and the base with seeds that the search did not see: the best of many draws is partly luck."""
-    if best.name == DEFAULT_TRIAL:
-        return
+    """Train the best, and the base as it is and with learned weights, with seeds that the search did not see: the best of many draws is
+    partly luck."""
+    base, check = ledger.sweep.base, ledger.sweep.config.stability
+    arms: list[tuple[Literal["best", "uncertainty"], str, dict[str, Any]]] = []
+    if best.name != DEFAULT_TRIAL:
+        arms.append(("best", best.name, best.point))
+    if check.uncertainty and base.losses.balance != "uncertainty":
+        arms.append(("uncertainty", "uncertainty", {"losses.balance": "uncertainty"}))
     planned = []
-    for number in range(1, ledger.sweep.config.stability.seeds + 1):
-        seed = ledger.sweep.base.run.seed + number
-        planned.append(Trial(name=f"base-seed-{number}", kind="base", seed=seed))
-        planned.append(Trial(name=f"{best.name}-seed-{number}", kind="best", point=best.point, seed=seed))
-    for trial in ledger.trials("best", "base"):
+    for seed in range(1, check.seeds + 1) if arms else ():
+        planned.append(Trial(name=f"base-seed-{seed}", kind="base", seed=base.run.seed + seed))
+        planned += [Trial(name=f"{name}-seed-{seed}", kind=kind, point=point, seed=base.run.seed + seed) for kind, name, point in arms]
+    for trial in ledger.trials(*CHECKS):
         if trial.status == "failed":
             ledger.write(trial.model_copy(update={"status": "running", "error": ""}))
 
     def choose(live: set[str]) -> Trial | None:
-        known = {trial.name: trial for trial in ledger.trials("best", "base")}
+        known = {trial.name: trial for trial in ledger.trials(*CHECKS)}
         waiting = [known.get(trial.name, trial) for trial in planned if trial.name not in live]
         return next((trial for trial in waiting if trial.status == "running"), None)
 
