@@ -26,8 +26,8 @@ def final_figures(model_url: str, data_url: str, num_films: int) -> dict[str, fl
     return quick_figures(loaded, [read_sample(storage, entry) for entry in entries], with_reports=writes)
 
 
-def anatomy_pointing(model_url: str, data_url: str, truth_folder: str, num_films: int) -> float:
-    """Share of the anatomy nodes in the first validation films whose map's maximum lies in the node's mask, or beside it (`HIT_RADIUS`).
+def anatomy_pointing(model_url: str, data_url: str, truth_folder: str, num_films: int, split: str = "val") -> float:
+    """Share of the anatomy nodes in the first films of a split whose map's maximum lies in the node's mask, or beside it (`HIT_RADIUS`).
 
     Raises
     ------
@@ -35,7 +35,7 @@ def anatomy_pointing(model_url: str, data_url: str, truth_folder: str, num_films
         The truth is not there, or belongs to other films.
     """
     storage, truth = open_storage(data_url), load_truth(truth_folder)
-    samples = [read_sample(storage, entry) for entry in open_split(storage, "val", purpose="validation")[:num_films]]
+    samples = [read_sample(storage, entry) for entry in open_split(storage, split, purpose="evaluation")[:num_films]]
     generator = ReportGenerator(open_model(model_url, "cpu"), "cpu")
     maps = np.stack([generator.look(read_picture(sample.image)).anatomy_maps for sample in samples])
     measured = measure(maps, true_masks(truth, [sample_digest(sample) for sample in samples]), sigma_cells=0.0)
