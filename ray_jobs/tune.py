@@ -98,6 +98,7 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
 def _search(ledger: Ledger, at_once: int) -> None:
     config, base = ledger.sweep.config, ledger.sweep.base
     started, before_s, noted_s = time.monotonic(), ledger.elapsed_s, 0.0
+    gpus = worker_counts(base)[-1] * base.run.gpus_per_train_worker
 
     def is_spent() -> str:
         nonlocal noted_s
@@ -106,13 +107,8 @@ def _search(ledger: Ledger, at_once: int) -> None:
         if elapsed_s - noted_s > _NOTE_S:
             noted_s = elapsed_s
             ledger.set_elapsed(elapsed_s)
-        if config.budget.hours is not None and elapsed_s > 3600 * config.budget.hours:
-            return f"the budget of {config.budget.hours:g} hours is spent"
-        if config.budget.gpu_hours is not None:
-            gpus = worker_counts(base)[-1] * base.run.gpus_per_train_worker
-            if sum(trial.busy_s for trial in ledger.trials()) / 3600 * gpus > config.budget.gpu_hours:
-                return f"the budget of {config.budget.gpu_hours:g} GPU-hours is spent"
-        return ""
+        busy_s = sum(trial.busy_s for trial in ledger.trials()) if config.budget.gpu_hours is not None else 0.0
+        return config.budget.spent(elapsed_s / 3600, gpus * busy_s / 3600)
 
     def choose(live: set[str]) -> Trial | None:
         trials = ledger.trials()

@@ -15,7 +15,7 @@ from sweep_files import sweep_tree
 
 from ssacl.config import Config, load_config, parse_config
 from ssacl.errors import CheckpointError, ConfigError, StorageError
-from ssacl.sweeps.config import SweepConfig, checked_sweep, load_sweep
+from ssacl.sweeps.config import Budget, SweepConfig, checked_sweep, load_sweep
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
 from ssacl.sweeps.ledger import Ledger, Trial, trial_config
@@ -238,6 +238,14 @@ def test_the_best_model_is_copied_whole_and_a_new_best_takes_its_place(tmp_path:
     ledger.storage.sub(BEST_MODEL).delete("manifest.json")
     with pytest.raises(CheckpointError, match="damaged"):
         export_best(ledger)
+
+
+def test_the_first_limit_that_is_reached_ends_a_search() -> None:
+    budget = Budget(hours=2, gpu_hours=3)
+    assert budget.spent(1.9, 2.9) == ""
+    assert budget.spent(2.1, 0) == "the budget of 2 hours is spent"
+    assert budget.spent(1.0, 3.1) == "the budget of 3 GPU-hours is spent"
+    assert Budget().spent(1e6, 1e6) == ""
 
 
 def test_a_share_of_a_gpu_is_for_runs_of_one_train_worker() -> None:

@@ -54,6 +54,14 @@ class Budget(_Section):
     hours: float | None = Field(None, gt=0, description="Wall-clock time, over all starts of the command.")
     gpu_hours: float | None = Field(None, gt=0, description="GPUs times hours, over all trials.")
 
+    def spent(self, hours: float, gpu_hours: float) -> str:
+        """Which limit on time is used up, in words; "" while none is."""
+        if self.hours is not None and hours > self.hours:
+            return f"the budget of {self.hours:g} hours is spent"
+        if self.gpu_hours is not None and gpu_hours > self.gpu_hours:
+            return f"the budget of {self.gpu_hours:g} GPU-hours is spent"
+        return ""
+
 
 class Stability(_Section):
     seeds: int = Field(3, ge=0, description="Runs of the best and of the base with seeds that the search did not see; 0: no check.")
