@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -90,12 +88,14 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path) -> 
     runs = tmp_path / "sweeps/tiny/runs"
     command = [sys.executable, "-m", "ssacl.cli", "tune", "--config", str(path), *OVERRIDES]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log, cwd=Path(__file__).parents[1]) as driver:
-        give_up_at = time.monotonic() + GIVE_UP_S
-        while not list(runs.glob("trial-0001/checkpoints/*/manifest.json")):
-            assert driver.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < give_up_at, "no checkpoint came"
-            time.sleep(0.02)
-        os.kill(driver.pid, signal.SIGKILL)
+        try:
+            give_up_at = time.monotonic() + GIVE_UP_S
+            while not list(runs.glob("trial-0001/checkpoints/*/manifest.json")):
+                assert driver.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < give_up_at, "no checkpoint came"
+                time.sleep(0.02)
+        finally:
+            driver.kill()
     begun = ledger.read("trial-0001")
     assert begun.status == "running"
     assert not list(runs.glob("*/model/manifest.json"))
