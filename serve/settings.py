@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve.service_settings import ServiceSettings
 from ssacl.errors import ConfigError
 from ssacl.inference.generator import GenerationOptions
 
@@ -34,6 +35,7 @@ class ServeSettings(BaseModel):
     max_files: int = Field(8, ge=1, description="Most images in one request.")
     request_timeout_s: float = Field(180.0, gt=0, description="Longest time from request to answer.")
     generation: GenerationOptions = GenerationOptions()
+    service: ServiceSettings = Field(ServiceSettings(), description="Access, audit and kept answers.")
 
     @classmethod
     def parse(cls, tree: ServeSettings | dict[str, Any]) -> ServeSettings:

@@ -10,7 +10,22 @@ import sys
 from collections.abc import Sequence
 
 from ssacl import __version__
-from ssacl.commands import checkpoint, data, doctor, evaluate, finetune, gateway, ground, later, predict, serve, train, tune, warm_language
+from ssacl.commands import (
+    access,
+    checkpoint,
+    data,
+    doctor,
+    evaluate,
+    finetune,
+    gateway,
+    ground,
+    later,
+    predict,
+    serve,
+    train,
+    tune,
+    warm_language,
+)
 from ssacl.errors import NotBuiltError, SSACLError
 
 EXAMPLES = """\
@@ -46,7 +61,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
     parser.set_defaults(takes_anything=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (data, warm_language, train, tune, evaluate, finetune, predict, ground, serve, gateway, checkpoint, doctor, later):
+    for module in (
+        data,
+        warm_language,
+        train,
+        tune,
+        evaluate,
+        finetune,
+        predict,
+        ground,
+        serve,
+        access,
+        gateway,
+        checkpoint,
+        doctor,
+        later,
+    ):
         module.add_parsers(commands)
     return parser
 

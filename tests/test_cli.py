@@ -43,6 +43,7 @@ COMMANDS = [
     "finetune segment",
     "predict",
     "serve",
+    "access",
 ]
 COMMANDS += ["checkpoint import", "checkpoint export", "checkpoint show", "doctor", *NOT_BUILT]
 Failing = Callable[..., str]
