@@ -13,7 +13,7 @@ def add_parsers(commands: Commands) -> None:
     parser = commands.add_parser(
         "access",
         help="make and withdraw API keys of the endpoint",
-        description="A file of names, hashes and scopes, for `ssacl serve --keys FILE`. A key is shown once, when it is made, and kept nowhere.",
+        description="A file of names, hashes and scopes, for `ssacl serve --keys FILE`. A key is shown once, when it is made.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="make a key and print it", epilog="then: curl -H 'Authorization: Bearer KEY' ...")
