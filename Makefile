@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SERVERS := orthanc orthanc-dicomweb dcmtk
+SERVERS := orthanc orthanc-dicomweb dcmtk chromium chromium-driver
 
 # Bytecode is kept even where the caller's environment says otherwise: each process of Ray imports some thousand modules.
 unexport PYTHONDONTWRITEBYTECODE

@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     """
     loaded = open_model(options.checkpoint, options.device)
     generator = ReportGenerator(loaded, options.device)
-    pictures, references = _films(options.data_url, loaded.config, 8 if options.quick else options.limit)
+    pictures, references = films_of(options.data_url, loaded.config, 8 if options.quick else options.limit)
     rows = {name: GenerationOptions(max_batch_size=BATCH, **changes) for name, changes in ROWS.items()}
     rows["release"] = GenerationOptions.release().model_copy(update={"max_batch_size": BATCH})
     reports: dict[str, list[str]] = {name: [] for name in rows}
@@ -91,7 +91,8 @@ def measure(options: argparse.Namespace) -> Measurement:
     return Measurement(figures={"rows": figures}, goals={}, config=config, n=len(pictures), spread=spread)
 
 
-def _films(data_url: str, config: Config, limit: int) -> tuple[list[Picture], list[str]]:
+def films_of(data_url: str, config: Config, limit: int) -> tuple[list[Picture], list[str]]:
+    """The first films of the validation split that have a report, and their reports."""
     storage = open_storage(data_url)
     samples = (read_sample(storage, entry) for entry in open_split(storage, "val", purpose="validation"))
     pictures, references = [], []

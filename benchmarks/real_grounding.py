@@ -1,20 +1,27 @@
 """Lungs and mediastinum of real films: landmark error, centroid correlation and IoU of checkpoints trained without any box or mask.
 
-python -m benchmarks.real_grounding NAME=CHECKPOINT [NAME=CHECKPOINT ...] --work DIR [--trained-on NAME=DATA_URL] [--save]
+python -m benchmarks.real_grounding [NAME=CHECKPOINT ...] --work DIR [--steps N] [--trained-on NAME=DATA_URL] [--save]
 
-Goals are those of the first checkpoint. Films that any of the checkpoints was trained on are left out for all; where a checkpoint's data
-set is not at hand, the record says so. Beside them: the centre, chance, the average mask of other patients, that atlas moved by the true
-pose (the best that a rigid atlas can do), and a small net trained on the masks of other patients (what masks would buy).
+Trains on the pixels of the real films first (the contrastive stage of `configs/real_small.yaml`, `--steps` long, without the films of half
+of the annotated patients), unless `--steps 0`. Goals are those of that model, or else of the first checkpoint. Films that any of the
+checkpoints was trained on are left out for all; where a checkpoint's data set is not at hand, the record says so. Beside them: the centre,
+chance, the average mask of other patients, that atlas moved by the true pose (the best that a rigid atlas can do), and a small net trained
+on the masks of other patients (what masks would buy).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Goal, Measurement, run_benchmark
+import torch
+
+from benchmarks.real_data import REAL, hold_annotated_patients_out, real_data
+from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
+from ssacl.config import load_config
 from ssacl.errors import ConfigError, DataError
 from ssacl.evaluation.annotation_layouts import read_annotations
 from ssacl.evaluation.conditions import CONDITIONS
@@ -27,8 +34,10 @@ from ssacl.evaluation.trained_films import seen_in_training
 from ssacl.inference.generator import ReportGenerator
 from ssacl.progress import ProgressBar
 from ssacl.training.checkpoint import open_model
+from ssacl.training.loop import train
+from ssacl.training.reporter import LogReporter
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
+TRAINED, STEPS = "real", 2500
 GROUPS = ("right lung (mask)", "left lung (mask)", "right lung (box)", "left lung (box)", "mediastinum (mask)")
 _FIGURES = ("pointing", "iou", "mean_iou", "cnr", "average_precision", "centroid_error", "correlation_x", "correlation_y")
 PROTOTYPE = {
@@ -41,8 +50,9 @@ PROTOTYPE = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoints", nargs="+", metavar="NAME=URL")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="answers are kept here")
+    parser.add_argument("checkpoints", nargs="*", metavar="NAME=URL")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="data set, run and answers are kept here")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the model that is trained here; 0: none (%(default)s)")
     parser.add_argument("--data", type=Path, default=REAL, metavar="DIR", help="the real folder")
     parser.add_argument("--trained-on", action="append", default=[], metavar="NAME=URL")
     parser.add_argument("--segmenter-steps", type=int, default=400)
@@ -51,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Measurement:
     """Ask every checkpoint about every film in every condition; see `evaluate_grounding` for errors."""
     checkpoints, trained_on = _pairs(options.checkpoints), _pairs(options.trained_on)
+    if options.steps:
+        data_url, model_url = _trained(options)
+        checkpoints, trained_on = {TRAINED: model_url} | checkpoints, {TRAINED: data_url} | trained_on
+    if not checkpoints:
+        raise ConfigError("There is nothing to measure: give NAME=CHECKPOINT, or --steps above 0.")
     found = read_annotations(options.data).films[: 24 if options.quick else None]
     loaded = {name: open_model(url) for name, url in checkpoints.items()}
     seen = {name: seen_in_training(model, found, trained_on.get(name, "")) for name, model in loaded.items()}
@@ -80,6 +95,18 @@ def measure(options: argparse.Namespace) -> Measurement:
         },
         n=len(films),
     )
+
+
+def _trained(options: argparse.Namespace) -> tuple[str, str]:
+    """Data set and model of the run; the same call goes on where it stood."""
+    data_url = str(real_data(options.data, options.work / "real_shards", hold_annotated_patients_out, texts=True))
+    steps = 4 if options.quick else options.steps
+    overrides = [
+        *(f"data.url={data_url}", f"run.storage_url={options.work / 'runs'}", f"run.name={TRAINED}-{steps}"),
+        *(f"run.stages=[{{kind: contrastive, num_steps: {steps}}}]", "engine.kind=torch", "run.num_train_workers=1"),
+    ]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return data_url, train(load_config(REPOSITORY / "configs" / "real_small.yaml", overrides), LogReporter(0)).model_url
 
 
 def _goals() -> dict[str, Goal]:

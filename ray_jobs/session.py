@@ -49,6 +49,8 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Configurations name data by paths from here.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     try:
         if address:
             context = ray.init(address=address, **quiet)

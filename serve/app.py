@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from ray_jobs.session import ray_session, storage_environment
+from serve.admission import Admission
 from serve.ingress import build_api
 from serve.problems import OverloadedError
 from serve.replica import ModelReplica
@@ -43,39 +45,50 @@ class ReportIngress:
     def __init__(self, model: DeploymentHandle, settings: dict[str, Any]) -> None:
         self._model = model
         self._settings = ServeSettings.parse(settings)
+        self._admission = Admission(self._settings.latency_target_s, first_limit=2 * self._settings.max_batch_size)
 
     def __serve_build_asgi_app__(self) -> Any:
         return build_api(self, self._settings)
 
-    async def report(self, picture: Picture) -> DraftReport:
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
+        if not self._admission.enter():
+            raise OverloadedError
+        started = time.monotonic()
         try:
-            draft: DraftReport = await self._model.report.remote(picture)
+            draft: DraftReport = await self._model.report.remote(picture, model)
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise OverloadedError from error
+        finally:
+            self._admission.leave(time.monotonic() - started)
         return draft
 
     async def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = await self._model.describe.remote()
         return described
 
+    async def describe_all(self) -> list[dict[str, Any]]:
+        described: list[dict[str, Any]] = await self._model.describe_all.remote()
+        return described
 
-def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, str] | None = None) -> Application:
+
+def build_app(settings: ServeSettings | dict[str, Any]) -> Application:
     """The application, bound and ready for `serve.run` or a Serve config file (`import_path: serve.app:build_app`).
 
-    Parameters
-    ----------
-    settings
-        Settings, or their plain tree.
-    environment
-        Variables that the model replicas need on top of their node's (object storage).
+    Serve takes a builder of one parameter only. Model replicas reach object storage by the variables of their node.
 
     Raises
     ------
     ConfigError
         A setting is unknown or out of range.
     """
+    return _application(settings, {})
+
+
+def _application(settings: ServeSettings | dict[str, Any], environment: dict[str, str]) -> Application:
+    """The same, with variables that the model replicas need on top of their node's (object storage)."""
     settings = ServeSettings.parse(settings)
-    tree = settings.model_dump(mode="json")
+    # The models stand in `user_config` alone, so that another model is no reason to start replicas anew.
+    tree = settings.model_dump(mode="json", exclude={"checkpoint_url", "more_models"}) | {"checkpoint_url": "that of the model replicas"}
     model = serve.deployment(
         name="model",
         # Twice the batch, so that the next batch gathers while one is being read.
@@ -85,15 +98,16 @@ def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, s
             "min_replicas": settings.min_replicas,
             "max_replicas": max(settings.min_replicas, settings.max_replicas),
             "target_ongoing_requests": settings.max_batch_size,
-            "upscale_delay_s": 10,
-            "downscale_delay_s": 300,
+            "upscale_delay_s": settings.upscale_delay_s,
+            "downscale_delay_s": settings.downscale_delay_s,
         },
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,
             "num_gpus": settings.gpus_per_replica,
-            "runtime_env": {"env_vars": environment or {}},
+            "runtime_env": {"env_vars": environment},
         },
-        graceful_shutdown_timeout_s=30,
+        user_config=settings.of_the_models(),
+        graceful_shutdown_timeout_s=settings.drain_s,
         health_check_timeout_s=60,
     )(ModelReplica)
     ingress = serve.deployment(
@@ -102,9 +116,11 @@ def build_app(settings: ServeSettings | dict[str, Any], environment: dict[str, s
         # Above what waits for the model, so that overload is answered with 503 here and does not pile up in the proxy.
         max_ongoing_requests=2 * settings.max_queued_requests,
         ray_actor_options={"num_cpus": 0.1},
-        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.drain_s,
     )(ReportIngress)
-    application: Application = ingress.bind(model.bind(tree), tree)
+    device = "cuda" if settings.gpus_per_replica > 0 else "cpu"
+    replica = model.bind(settings.num_threads, device, 2 * settings.request_timeout_s)
+    application: Application = ingress.bind(replica, tree)
     return application
 
 
@@ -155,7 +171,7 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
     signals = _StopSignals() if blocking else None
     try:
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=settings.host, port=port))
-        serve.run(build_app(settings, storage_environment()), name=APPLICATION, route_prefix="/")
+        serve.run(_application(settings, storage_environment()), name=APPLICATION, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         stop_server()
         raise ServeError(

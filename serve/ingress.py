@@ -11,11 +11,13 @@ from fastapi import FastAPI, Query, Request, Response
 import ssacl
 from serve.dicom_answer import dicom_answer, read_source
 from serve.fhir_answer import fhir_answer
+from serve.film_answer import film_answer
 from serve.guard import Guard, Operation
 from serve.kept import KeptReports
 from serve.kept_routes import accepted, add_kept_routes
 from serve.metrics import MEDIA_TYPE
 from serve.negotiation import answer_type, prefers_async
+from serve.page.routes import add_page
 from serve.problems import PROBLEM_TYPE, Problem, ProblemError, not_ready
 from serve.schemas import HealthResponse, JobResponse, ModelsResponse, ReportResponse
 from serve.settings import ServeSettings
@@ -38,12 +40,16 @@ OPERATIONS = (
 class ModelGateway(Protocol):
     """How the interface reaches a model."""
 
-    async def report(self, picture: Picture) -> DraftReport:
-        """Raises `OverloadedError` or an `SSACLError`."""
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
+        """By the first or a named model; raises `OverloadedError` or an `SSACLError`."""
         ...
 
     async def describe(self) -> dict[str, Any]:
-        """Version and provenance of the model; raises where no model is ready."""
+        """Version and provenance of the first model; raises where no model is ready."""
+        ...
+
+    async def describe_all(self) -> list[dict[str, Any]]:
+        """The same of every model, with its name."""
         ...
 
 
@@ -89,6 +95,8 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         sentence: Annotated[int | None, Query(ge=0, description="Overlay: this sentence's map.")] = None,
         node: Annotated[str | None, Query(max_length=40, description="Overlay: this anatomy node's map.")] = None,
         maps: Annotated[bool, Query(description="JSON: hold the evidence maps.")] = True,
+        film: Annotated[bool, Query(description="JSON: hold the film as it is shown, a PNG in base64.")] = False,
+        model: Annotated[str | None, Query(max_length=64, description="A model of GET /v1/models by name; the first without it.")] = None,
     ) -> Response:
         asked = answer_type(request.headers.get("accept", "*/*"))
         if node is not None and node not in NODES:
@@ -101,7 +109,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         request.state.objects = (image.pixel_digest,)
 
         async def answer() -> Response:
-            report = await asyncio.wait_for(gateway.report(image), settings.request_timeout_s)
+            report = await asyncio.wait_for(gateway.report(image, model), settings.request_timeout_s)
             if source is not None:
                 return await asyncio.to_thread(dicom_answer, source, image, report)
             if asked.kind == "image/png":
@@ -114,6 +122,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             if not maps:
                 tree["anatomy_maps"] = None
                 tree["sentences"] = [{**item, "evidence": None} for item in tree["sentences"]]
+            tree["film"] = (await asyncio.to_thread(film_answer, image)).model_dump() if film else None
             tree |= {"request_id": request.state.request_id, "image_index": index, "unused": [item.model_dump() for item in unused]}
             return Response(json.dumps(tree, allow_nan=False), media_type="application/json")
 
@@ -125,7 +134,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
 
     @api.get("/v1/models", responses={503: problems[503]}, summary="Models that this endpoint answers with")
     async def models() -> ModelsResponse:
-        return ModelsResponse(models=[await asyncio.wait_for(gateway.describe(), 30)])
+        return ModelsResponse(models=await asyncio.wait_for(gateway.describe_all(), 30))
 
     @api.get("/healthz", summary="The process answers")
     async def healthz() -> HealthResponse:
@@ -143,6 +152,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
     async def metrics() -> Response:
         return Response(guard.metrics.text(), headers={"content-type": MEDIA_TYPE})
 
+    add_page(api)
     guard.install(api)
     return api
 

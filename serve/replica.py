@@ -1,54 +1,146 @@
-"""The model deployment: one `ReportGenerator` per replica, requests read in batches."""
+"""The model deployment: a `ReportGenerator` for each model of a replica, requests read in batches; models change while it serves."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
 
 from ray import serve
 
-from serve.settings import ServeSettings
+from serve.settings import ModelSettings
 from ssacl.data.dicom import Picture
-from ssacl.errors import SSACLError
+from ssacl.errors import ConfigError, ServeError, SSACLError
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
 
+logger = logging.getLogger(__name__)
 Outcome = DraftReport | SSACLError
+Asked = tuple[Picture, str | None]
 
 
 class ModelReplica:
-    """Loads the model once; reads pictures in dynamic batches in a thread, so that health checks are answered meanwhile."""
+    """Loads the models; reads pictures in dynamic batches in a thread, so that health checks are answered meanwhile.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Parameters
+    ----------
+    num_threads
+        Of torch.
+    device
+        "cpu" or "cuda".
+    batch_limit_s
+        A batch that takes longer makes the replica unhealthy, and Serve starts another.
+    """
+
+    def __init__(self, num_threads: int, device: str, batch_limit_s: float) -> None:
         import torch
 
-        self._settings = ServeSettings.parse(settings)
-        torch.set_num_threads(self._settings.num_threads)
-        device = "cuda" if self._settings.gpus_per_replica > 0 else "cpu"
-        self._generator = ReportGenerator.load(self._settings.checkpoint_url, device)
-        self._read.set_max_batch_size(self._settings.max_batch_size)
-        self._read.set_batch_wait_timeout_s(self._settings.batch_wait_s)
+        torch.set_num_threads(num_threads)
+        self._device, self._batch_limit_s = device, batch_limit_s
+        self._settings: ModelSettings | None = None
+        self._models: dict[str | None, ReportGenerator] = {}
+        self._loading: asyncio.Task[None] | None = None
+        self._batches: set[float] = set()
 
-    async def report(self, picture: Picture) -> DraftReport:
-        """The draft of one picture; raises the named error of this picture alone."""
-        outcome: Outcome = await self._read(picture)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take a model configuration: the first is waited for; later ones load beside the models that serve, which then give place.
+
+        Raises
+        ------
+        ConfigError
+            A setting is unknown or out of range: what served goes on serving.
+        CheckpointError
+            A model of the first configuration cannot be read.
+        """
+        settings = ModelSettings.parse(user_config)
+        if self._settings is None:
+            await self._load(settings)
+            return
+        if self._loading is not None:
+            self._loading.cancel()
+        self._loading = asyncio.create_task(self._change(settings))
+
+    async def _change(self, settings: ModelSettings) -> None:
+        try:
+            await self._load(settings)
+        except SSACLError as error:
+            logger.error("the new model cannot be loaded, the one before serves on: %s", error)
+
+    async def _load(self, settings: ModelSettings) -> None:
+        before = self._settings
+        urls = {None: settings.checkpoint_url, **settings.more_models}
+        known = {None: before.checkpoint_url, **before.more_models} if before and before.precision == settings.precision else {}
+        # A model that served under another name is not read again.
+        loaded = {known[name]: model for name, model in self._models.items() if name in known}
+        models = {}
+        for name, url in urls.items():
+            if url not in loaded:
+                loaded[url] = await asyncio.to_thread(ReportGenerator.load, url, self._device, settings.precision)
+            models[name] = loaded[url]
+        # In one step: a batch under way keeps the model that it has.
+        self._models, self._settings = models, settings
+        self._read.set_max_batch_size(settings.max_batch_size)
+        self._read.set_batch_wait_timeout_s(settings.batch_wait_s)
+        logger.info("serving %s", ", ".join(sorted({model.model_version for model in models.values()})))
+
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
+        """The draft of one picture by the first or a named model; raises the named error of this picture alone."""
+        if model not in self._models:
+            raise ConfigError(
+                f"There is no model of that name here; models: {', '.join(filter(None, self._models)) or 'one without a name'}."
+            )
+        outcome: Outcome = await self._read((picture, model))
         if isinstance(outcome, SSACLError):
             raise outcome
         return outcome
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
-    async def _read(self, pictures: list[Picture]) -> list[Outcome]:
-        return await asyncio.to_thread(self._generate, pictures)
-
-    def _generate(self, pictures: list[Picture]) -> list[Outcome]:
+    async def _read(self, asked: list[Asked]) -> list[Outcome]:
+        started = time.monotonic()
+        self._batches.add(started)
         try:
-            return list(self._generator.generate(pictures, self._settings.generation))
-        except SSACLError as error:
-            if len(pictures) == 1:
-                return [error]
-            # One picture must not fail its neighbours in the batch.
-            return [outcome for picture in pictures for outcome in self._generate([picture])]
+            return await asyncio.to_thread(self._outcomes, asked)
+        finally:
+            self._batches.discard(started)
+
+    def _outcomes(self, asked: list[Asked]) -> list[Outcome]:
+        models, settings = self._models, self._settings
+        assert settings is not None
+        outcomes: dict[int, Outcome] = {}
+        for name in dict.fromkeys(name for _, name in asked):
+            places = [place for place, (_, own) in enumerate(asked) if own == name]
+            # Gone while the request waited: the first model stands in, and the draft says which it was.
+            generator = models.get(name) or models[None]
+            drafts = _generate(generator, [asked[place][0] for place in places], settings)
+            outcomes.update(zip(places, drafts, strict=True))
+        return [outcomes[place] for place in range(len(asked))]
 
     async def describe(self) -> dict[str, Any]:
-        """Version and provenance of the loaded model."""
-        return self._generator.describe()
+        """Version and provenance of the first model."""
+        return self._models[None].describe()
+
+    async def describe_all(self) -> list[dict[str, Any]]:
+        """The same of every model, with its name."""
+        return [{**model.describe(), "name": name} for name, model in self._models.items()]
+
+    def check_health(self) -> None:
+        """Serve's question now and then.
+
+        Raises
+        ------
+        ServeError
+            A batch hangs.
+        """
+        if any(time.monotonic() - started > self._batch_limit_s for started in tuple(self._batches)):
+            raise ServeError(f"A batch has taken more than {self._batch_limit_s:.0f} s.")
+
+
+def _generate(generator: ReportGenerator, pictures: list[Picture], settings: ModelSettings) -> list[Outcome]:
+    try:
+        return list(generator.generate(pictures, settings.generation.model_copy(update={"max_batch_size": len(pictures)})))
+    except SSACLError as error:
+        if len(pictures) == 1:
+            return [error]
+        # One picture must not fail its neighbours in the batch.
+        return [outcome for picture in pictures for outcome in _generate(generator, [picture], settings)]

@@ -41,6 +41,14 @@ class UnusedImage(BaseModel):
     detail: str
 
 
+class FilmModel(BaseModel):
+    """The picture that was read, as it is to be seen: air dark, upright, square pixels."""
+
+    png_base64: str = Field(description="8-bit grey PNG; the longer side has at most 2048 pixels.")
+    width_px: int
+    height_px: int
+
+
 class ReportResponse(BaseModel):
     """One draft report. Preliminary and unverified, always."""
 
@@ -57,6 +65,7 @@ class ReportResponse(BaseModel):
     map_frame: BoxModel = Field(description="Original pixels that a map's square covers; beyond the image where it was padded.")
     image_width_px: int
     image_height_px: int
+    film: FilmModel | None = Field(None, description="Given with film=true.")
     image_ref: str = Field(description="Content hash of the picture.")
     model_version: str
     provenance: dict[str, Any] = {}

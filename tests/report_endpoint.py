@@ -29,12 +29,15 @@ class InProcess:
         self.generator, self.options = ReportGenerator.load(folder), options
         self.num_reports = 0
 
-    async def report(self, picture: Picture) -> DraftReport:
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         self.num_reports += 1
         return self.generator.generate([picture], self.options)[0]
 
     async def describe(self) -> dict[str, Any]:
         return self.generator.describe()
+
+    async def describe_all(self) -> list[dict[str, Any]]:
+        return [{**self.generator.describe(), "name": None}]
 
 
 @contextmanager

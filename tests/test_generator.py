@@ -17,6 +17,7 @@ from ssacl.data.dicom import Picture, read_picture
 from ssacl.data.transforms import load_square, normalise
 from ssacl.errors import GenerationError
 from ssacl.inference import generator as module
+from ssacl.inference.beams import Written
 from ssacl.inference.decoding import decode, token_probabilities
 from ssacl.inference.evidence import evidence_sheet_png
 from ssacl.inference.generator import GenerationOptions, ReportGenerator, TimeLimitError
@@ -94,8 +95,8 @@ def test_generation_has_the_positions_of_training(generator: ReportGenerator) ->
                 scores = language.logits(hidden[0, -1])
                 scores[[tokenizers.newline_id, tokenizers.lm.eos_token_id]] = -torch.inf
             expected.append(int(scores.argmax()))
-        assert written[row] == expected
-    assert len({tuple(row) for row in written}) == 3
+        assert written[row].tokens == expected
+    assert len({tuple(row.tokens) for row in written}) == 3
 
 
 def test_token_probabilities_are_those_of_the_training_pass(generator: ReportGenerator) -> None:
@@ -147,7 +148,7 @@ def test_attention_at_a_cell_lands_where_the_transform_took_it_from(
 
 def test_sentences_get_their_place_and_their_words_matter(generator: ReportGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = generator._loaded.tokenizers.lm_ids(REPORT)
-    monkeypatch.setattr(module, "decode", lambda *_: [tokens])
+    monkeypatch.setattr(module, "decode", lambda *_: [Written(tokens, [0.5] * len(tokens))])
     draft = generator.generate([picture()], FAST)[0]
     assert [sentence.text for sentence in draft.sentences][:3] == [
         "There is a moderate left pleural effusion.",

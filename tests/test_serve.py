@@ -196,7 +196,7 @@ class Failing(InProcess):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def report(self, picture: Picture) -> Coroutine[Any, Any, DraftReport]:
+    def report(self, picture: Picture, model: str | None = None) -> Coroutine[Any, Any, DraftReport]:
         raise self.error
 
     def describe(self) -> Coroutine[Any, Any, dict[str, Any]]:

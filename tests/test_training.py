@@ -223,13 +223,16 @@ def test_plain_python_runs_it(data, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_ray_workers_with_zero_2(data, tmp_path):
+def test_two_ray_workers_with_zero_2(data, tmp_path, monkeypatch):
     from ray_jobs.train import run_training
+
+    # Paths of a configuration count from where the command was given.
+    monkeypatch.chdir(data.parent)
 
     stages = [{"kind": "contrastive", "num_steps": 3}, {"kind": "generation", "num_steps": 2}, {"kind": "findings", "num_steps": 2}]
     config = tiny_config(
-        data,
-        tmp_path / "runs",
+        Path(data.name),
+        Path("runs"),
         engine={"kind": "deepspeed", "zero_stage": 2, "micro_batch_size": 2},
         run={"stages": stages, "num_train_workers": 2, "checkpoint_every_steps": 2},
     )

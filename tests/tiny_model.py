@@ -13,7 +13,7 @@ from ssacl.anatomy import FINDINGS
 from ssacl.config import Config, parse_config
 from ssacl.data.tokenization import train_tokenizers
 from ssacl.models.ssacl import SSACL
-from ssacl.training.checkpoint import save_model_folder
+from ssacl.training.checkpoint import load_model_folder, save_model_folder
 
 REPORT = (
     "There is a moderate left pleural effusion. The heart is mildly enlarged. No pneumothorax. "
@@ -61,6 +61,16 @@ def tiny_model_folder(folder: Path, stages: tuple[str, ...] = ("contrastive", "g
     thresholds = dict.fromkeys(FINDINGS, 0.5)
     save_model_folder(folder, model, config, tokenizers, thresholds, {}, {"stages": list(stages)})
     return folder
+
+
+def other_weights(folder: Path, other: Path) -> Path:
+    """A copy of a model folder that is another version."""
+    loaded = load_model_folder(folder)
+    with torch.no_grad():
+        for value in loaded.model.opt_proj.parameters():
+            value.add_(0.5)
+    save_model_folder(other, loaded.model, loaded.config, loaded.tokenizers, loaded.thresholds, {}, loaded.manifest["provenance"])
+    return other
 
 
 def film(width: int = 96, height: int = 128, seed: int = 0) -> np.ndarray:

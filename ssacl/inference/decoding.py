@@ -9,42 +9,20 @@ Shape letters: B images, P prefix slots, W language width, L slots kept, T new t
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ssacl.data.tokenization import Tokenizers
 from ssacl.errors import GenerationError
+from ssacl.inference.beams import Written
+from ssacl.inference.options import GenerationOptions, TimeLimitError
+from ssacl.inference.search import Slots, can_share, search
+from ssacl.inference.transformers_search import generate_tokens
 from ssacl.models.language import LanguageDecoder
 
-
-class TimeLimitError(GenerationError):
-    """The time limit of `GenerationOptions` was reached before the report was finished."""
-
-
-class GenerationOptions(BaseModel):
-    """How text is searched for. The defaults are ours; `GenerationOptions.release()` gives the release's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    num_beams: int = Field(default=3, ge=1, le=16)
-    repetition_penalty: float = Field(default=1.0, ge=1.0, le=10.0, description="Above 1, tokens already written become less likely.")
-    length_penalty: float = Field(default=1.0, ge=-10.0, le=10.0, description="Exponent of the length that beam scores are divided by.")
-    max_new_tokens: int = Field(default=120, ge=1, le=1024)
-    min_new_tokens: int = Field(default=1, ge=0, le=1024)
-    entities: bool = Field(default=True, description="The prompt names the findings that the head sees; without, the film alone speaks.")
-    deterministic: bool = Field(default=False, description="Only deterministic kernels; slower on a GPU.")
-    time_limit_s: float | None = Field(default=None, gt=0, description="For one call of `generate`; reaching it is an error.")
-    max_batch_size: int = Field(default=8, ge=1, description="Images encoded and decoded together.")
-
-    @classmethod
-    def release(cls) -> GenerationOptions:
-        """Settings of the published release."""
-        return cls(num_beams=3, repetition_penalty=2.0, length_penalty=2.0, max_new_tokens=100, min_new_tokens=80)
+__all__ = ["GenerationOptions", "TimeLimitError", "decode", "kept_slots", "token_probabilities"]
 
 
 def decode(
@@ -55,8 +33,8 @@ def decode(
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
     deadline: float | None = None,
-) -> list[list[int]]:
-    """Report tokens of each image, without the newline that ends them.
+) -> list[Written]:
+    """Report tokens of each image, without the newline that ends them, each with its probability given the image and what stands before it.
 
     Parameters
     ----------
@@ -80,39 +58,25 @@ def decode(
     TimeLimitError
         The deadline passed.
     """
-    from transformers import GenerationConfig, StoppingCriteriaList
-
     end = tokenizers.lm.eos_token_id
     stops = sorted({tokenizers.newline_id} | ({end} if end is not None else set()))
-    rows, positions = _kept_slots(language, prefix_BPW, prefix_mask_BP, prompts)
-    room = language.max_positions - max(int(row[-1]) for row in positions) - 1
-    if room < 1:
-        raise GenerationError(
-            f"Prefix and entities fill all {language.max_positions} positions of the language model: no room for a report. "
-            "Train with a larger model.language.max_positions."
-        )
-    embeds_BLW, mask_BL, positions_BL = _left_padded(rows, positions)
-    max_new = min(options.max_new_tokens, room)
-    config = GenerationConfig(
-        num_beams=options.num_beams,
-        do_sample=False,
-        repetition_penalty=options.repetition_penalty,
-        length_penalty=options.length_penalty if options.num_beams > 1 else None,
-        early_stopping=options.num_beams > 1,
-        max_new_tokens=max_new,
-        min_new_tokens=min(options.min_new_tokens, max_new),
-        eos_token_id=stops,
-        pad_token_id=tokenizers.lm_pad_id,
-    )
     with torch.inference_mode(), _deterministic(options.deterministic):
-        sequences = language.model.generate(
-            inputs_embeds=embeds_BLW,
-            attention_mask=mask_BL,
-            position_ids=positions_BL,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([_Deadline(deadline)]),
-        )
-    return [_until_stop(row, {*stops, tokenizers.lm_pad_id}) for row in sequences.tolist()]
+        slots = kept_slots(language, prefix_BPW, prefix_mask_BP, prompts)
+        room = language.max_positions - int(slots.next_B.max())
+        if room < 1:
+            raise GenerationError(
+                f"Prefix and entities fill all {language.max_positions} positions of the language model: no room for a report. "
+                "Train with a larger model.language.max_positions."
+            )
+        max_new = min(options.max_new_tokens, room)
+        if can_share(language.model):
+            written = search(language, slots, options, stops, max_new, deadline)
+            return [_until_stop(each, set(stops)) for each in written]
+        pad = tokenizers.lm_pad_id
+        tokens = generate_tokens(language, slots, options, stops, pad, max_new, deadline)
+        reports = [_until_stop(Written(row, [0.0] * len(row)), {*stops, pad}).tokens for row in tokens]
+        sure = token_probabilities(language, prefix_BPW, prefix_mask_BP, prompts, reports)
+        return [Written(report, own) for report, own in zip(reports, sure, strict=True)]
 
 
 def token_probabilities(
@@ -122,7 +86,7 @@ def token_probabilities(
     prompts: Sequence[Sequence[int]],
     reports: Sequence[Sequence[int]],
 ) -> list[list[float]]:
-    """Probability of each report token given the image and what stands before it, by the forward pass of training.
+    """Probability of each token of any reports given the image and what stands before it, by the forward pass of training.
 
     Search scores would not do: penalties and beams change them.
     """
@@ -143,51 +107,27 @@ def token_probabilities(
     return [chosen[row][len(prompt) : len(text)] for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
 
 
-class _Deadline:
-    """A stopping criterion that fails instead of cutting a report in the middle of a sentence."""
-
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise TimeLimitError(
-                "The time limit was reached before the report was finished: raise time_limit_s, or lower num_beams or max_new_tokens."
-            )
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-def _kept_slots(
-    language: LanguageDecoder, prefix_BPW: Tensor, prefix_mask_BP: Tensor, prompts: Sequence[Sequence[int]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Embeddings [L_b, W] and training positions [L_b] of the slots that may be attended to, per image."""
-    num_prefix = prefix_BPW.shape[1]
-    rows, positions = [], []
-    for prefix, mask, prompt in zip(prefix_BPW, prefix_mask_BP, prompts, strict=True):
-        kept = mask.bool().nonzero()[:, 0]
-        ids = torch.tensor([list(prompt)], dtype=torch.long, device=prefix.device)
-        rows.append(torch.cat([prefix[kept], language.embed(ids)[0].to(prefix.dtype)]))
-        positions.append(torch.cat([kept, num_prefix + torch.arange(len(prompt), device=prefix.device)]))
-    return rows, positions
+def kept_slots(language: LanguageDecoder, prefix_BPW: Tensor, prefix_mask_BP: Tensor, prompts: Sequence[Sequence[int]]) -> Slots:
+    """Prefix slots that may be attended to and the prompt, side by side, with their positions in training; in the model's own precision."""
+    num_prefix, device = prefix_BPW.shape[1], prefix_BPW.device
+    dtype = language.model.get_input_embeddings().weight.dtype
+    kept = [mask.bool().nonzero()[:, 0] for mask in prefix_mask_BP]
+    lengths = [len(slots) + len(prompt) for slots, prompt in zip(kept, prompts, strict=True)]
+    embeds = torch.zeros(len(kept), max(lengths), prefix_BPW.shape[2], dtype=dtype, device=device)
+    positions = torch.zeros(len(kept), max(lengths), dtype=torch.long, device=device)
+    for row, (slots, prompt) in enumerate(zip(kept, prompts, strict=True)):
+        ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
+        embeds[row, : lengths[row]] = torch.cat([prefix_BPW[row, slots].to(dtype), language.embed(ids)[0].to(dtype)])
+        positions[row, : lengths[row]] = torch.cat([slots, num_prefix + torch.arange(len(prompt), device=device)])
+    length_B = torch.tensor(lengths, device=device)
+    present = torch.arange(max(lengths), device=device) < length_B[:, None]
+    behind = positions.gather(1, length_B[:, None] - 1)[:, 0] + 1
+    return Slots(embeds, present, positions, behind)
 
 
-def _left_padded(rows: list[Tensor], positions: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
-    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=embeds.device)
-    places = torch.zeros_like(mask)
-    for index, (row, position) in enumerate(zip(rows, positions, strict=True)):
-        embeds[index, longest - len(row) :] = row
-        mask[index, longest - len(row) :] = 1
-        places[index, longest - len(row) :] = position
-    return embeds, mask, places
-
-
-def _until_stop(tokens: list[int], stops: set[int]) -> list[int]:
-    for place, token in enumerate(tokens):
-        if token in stops:
-            return tokens[:place]
-    return tokens
+def _until_stop(written: Written, stops: set[int]) -> Written:
+    length = next((place for place, token in enumerate(written.tokens) if token in stops), len(written.tokens))
+    return Written(written.tokens[:length], written.probabilities[:length])
 
 
 @contextlib.contextmanager

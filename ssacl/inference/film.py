@@ -19,14 +19,14 @@ BACKGROUND, INK, FAINT = "#101418", "#f2f4f6", "#9aa4ae"
 _MAX_SIDE_PX = 1024
 
 
-def shown_film(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """[h, w] uint8, the longer side at most 1024 px."""
+def shown_film(pixels: NDArray[Any], longest_side_px: int = _MAX_SIDE_PX) -> NDArray[np.uint8]:
+    """[h, w] uint8, the longer side at most `longest_side_px`."""
     values = np.asarray(pixels)
     if values.dtype != np.uint8:
         low, high = np.percentile(values, (0.5, 99.5))
         values = ((values.astype(np.float32) - low) / max(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)
     image = Image.fromarray(values)
-    scale = min(1.0, _MAX_SIDE_PX / max(image.size))
+    scale = min(1.0, longest_side_px / max(image.size))
     if scale < 1:
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
     return np.asarray(image)

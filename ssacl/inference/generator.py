@@ -25,9 +25,10 @@ from ssacl.data.labeler import sentence_place
 from ssacl.data.reports import split_sentences
 from ssacl.data.transforms import SquareFit, load_square, normalise
 from ssacl.errors import GenerationError
-from ssacl.inference.decoding import GenerationOptions, TimeLimitError, decode, token_probabilities
+from ssacl.inference.decoding import GenerationOptions, TimeLimitError, decode
 from ssacl.inference.grounding import Look, Meaning, understand
 from ssacl.inference.maps import box_of_map
+from ssacl.inference.precision import Precision, prepare
 from ssacl.inference.report import Box, DraftReport, Finding, PhraseEvidence, Sentence
 from ssacl.models.encoded import Encoded
 from ssacl.models.findings import infer_anatomy, infer_sides
@@ -62,23 +63,29 @@ class ReportGenerator:
         A model folder in memory.
     device
         Where the model is.
+    precision
+        What `prepare` made of the model, where it did.
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu") -> None:
-        self._loaded = loaded
+    def __init__(self, loaded: LoadedModel, device: torch.device | str = "cpu", precision: Precision = "fp32") -> None:
+        self._loaded, self._precision = loaded, precision
         self._model = loaded.model.eval()
         self._device = torch.device(device)
 
     @classmethod
-    def load(cls, folder_or_url: str | Path, device: torch.device | str = "cpu") -> ReportGenerator:
-        """Read a model folder from disk or object storage.
+    def load(cls, folder_or_url: str | Path, device: torch.device | str = "cpu", precision: Precision = "fp32") -> ReportGenerator:
+        """Read a model folder from disk or object storage and make it ready to write, in `precision`.
 
         Raises
         ------
         CheckpointError
             Incomplete, damaged, or made for another architecture.
+        ConfigError
+            The device has no such precision.
         """
-        return cls(open_model(folder_or_url, device), device)
+        loaded = open_model(folder_or_url, device)
+        prepare(loaded.model, precision)
+        return cls(loaded, device, precision)
 
     @property
     def model_version(self) -> str:
@@ -93,6 +100,7 @@ class ReportGenerator:
             "provenance": manifest.get("provenance", {}),
             "image_size_px": self._loaded.config.model.vision.image_size_px,
             "thresholds": dict(self._loaded.thresholds),
+            "precision": self._precision,
         }
 
     def generate(self, pictures: Sequence[Picture], options: GenerationOptions | None = None) -> list[DraftReport]:
@@ -138,13 +146,12 @@ class ReportGenerator:
         encoded, squares, read = self._encode(pictures)
         given = self.conditions(encoded, read, options.entities)
         language, tokenizers = self._model.language, self._loaded.tokenizers
-        tokens = decode(language, tokenizers, given.prefix, given.mask, given.prompts, options, deadline)
-        confidence = token_probabilities(language, given.prefix, given.mask, given.prompts, tokens)
+        reports = decode(language, tokenizers, given.prefix, given.mask, given.prompts, options, deadline)
         probability_BF = read.image_BF.sigmoid().cpu()
 
         drafts = []
         for row, picture in enumerate(pictures):
-            written = list(_sentences(tokenizers.lm, tokens[row], confidence[row]))
+            written = list(_sentences(tokenizers.lm, reports[row].tokens, reports[row].probabilities))
             drafts.append(
                 DraftReport(
                     **self._evidence(self._look(encoded, read, row, squares[row][1], picture), written, picture),
@@ -152,7 +159,12 @@ class ReportGenerator:
                     anatomy_groups=given.groups[row],
                     image_ref=picture.pixel_digest,
                     model_version=self.model_version,
-                    provenance={"generation": options.model_dump(), "entities": given.entities[row], "view": picture.view},
+                    provenance={
+                        "generation": options.model_dump(),
+                        "precision": self._precision,
+                        "entities": given.entities[row],
+                        "view": picture.view,
+                    },
                 )
             )
         return drafts
@@ -175,7 +187,8 @@ class ReportGenerator:
         size = self._loaded.config.model.vision.image_size_px
         squares = [load_square(picture.pixels, size) for picture in pictures]
         image_BCHW = torch.stack([torch.as_tensor(normalise(square)) for square, _ in squares]).to(self._device)
-        with torch.inference_mode():
+        half = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        with torch.inference_mode(), half:
             encoded = self._model.encode(image_BCHW)
             read = self._model.findings_read(encoded)
         if not bool(read.image_BF.isfinite().all()):

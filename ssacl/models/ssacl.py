@@ -103,6 +103,7 @@ class SSACL(nn.Module):
         self.register_buffer("leaf_ids", ids, persistent=False)
         self.register_buffer("leaf_ids_mask", mask, persistent=False)
         self.register_buffer("graph_means", graph_means(), persistent=False)
+        self._fixed_queries_GD: Tensor | None = None
 
     @classmethod
     def from_config(cls, config: Config, tokenizers: Tokenizers) -> SSACL:
@@ -274,12 +275,19 @@ class SSACL(nn.Module):
         Names are encoded without dropout, because one noisy query would be wrong in the same way for every image of the batch; the
         `official` wiring keeps the release's dropout while the encoder trains.
         """
+        if self._fixed_queries_GD is not None:
+            return self._fixed_queries_GD
         training = self.text.training
         self.text.train(training and self.official and self.encoder.cls_token.requires_grad)
         leaves_MD = self.bert_proj(self.text(self.leaf_ids, self.leaf_ids_mask))
         self.text.train(training)
         queries: Tensor = self.graph_means.to(leaves_MD.dtype) @ leaves_MD
         return queries
+
+    def fix_queries(self) -> None:
+        """Keep the node queries as they are now, for a model that will not be trained: the leaf names are then read once."""
+        with torch.no_grad():
+            self._fixed_queries_GD = self.node_queries()
 
     def encode(self, image_BCHW: Tensor, keep_BV: Tensor | None = None) -> Encoded:
         """Encode normalised images [B, 3, S, S] with the 32 node queries: all patches, or those of `keep_BV`. Call it in eval mode."""

@@ -1,0 +1,157 @@
+"""A model replica without Ray around it: several models, another one in their place while it reads, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_model import encoded_film, other_weights, tiny_model_folder
+
+from serve.app import build_app
+from serve.replica import ModelReplica
+from serve.settings import ModelSettings, ServeSettings
+from ssacl.data.dicom import read_picture
+from ssacl.errors import ConfigError, ServeError
+from ssacl.inference.report import DraftReport
+from ssacl.training.checkpoint import load_model_folder
+
+CONFIG = Path(__file__).parents[1] / "cluster" / "serve_config.yaml"
+PICTURE = read_picture(encoded_film("PNG", seed=3), "film")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("models")
+    first = tiny_model_folder(place / "first")
+    return [first, other_weights(first, place / "second")]
+
+
+@pytest.fixture(scope="module")
+def versions(folders: list[Path]) -> list[str]:
+    return [load_model_folder(folder).model_version for folder in folders]
+
+
+@pytest.fixture(autouse=True)
+def as_in_serve() -> None:
+    """What Serve's batching asks of the process that it runs in."""
+    from ray.serve._private.common import DeploymentID, ReplicaID
+    from ray.serve._private.config import DeploymentConfig
+    from ray.serve.context import _set_internal_replica_context
+    from ray.serve.schema import ReplicaRank
+
+    identity = ReplicaID("one", deployment_id=DeploymentID("model", app_name="ssacl"))
+    deployment, rank = DeploymentConfig(max_ongoing_requests=16), ReplicaRank(rank=0, node_rank=0, local_rank=0)
+    _set_internal_replica_context(replica_id=identity, servable_object=None, _deployment_config=deployment, rank=rank, world_size=1)
+
+
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"checkpoint_url": str(folder), "generation": {"num_beams": 1, "max_new_tokens": 8}, "max_batch_size": 3, **changes}
+
+
+def with_replica(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 120))
+
+
+def test_models_by_name_in_one_batch(folders: list[Path], versions: list[str]) -> None:
+    async def work() -> None:
+        replica = ModelReplica(1, "cpu", 60.0)
+        await replica.reconfigure(config(folders[0], more_models={"next": str(folders[1])}, batch_wait_s=0.5))
+        drafts = await asyncio.gather(*(replica.report(PICTURE, name) for name in (None, "next", None)))
+        assert [draft.model_version for draft in drafts] == [versions[0], versions[1], versions[0]]
+        assert drafts[0].to_json() == drafts[2].to_json()
+        assert {item["name"]: item["model_version"] for item in await replica.describe_all()} == {None: versions[0], "next": versions[1]}
+        with pytest.raises(ConfigError, match="next"):
+            await replica.report(PICTURE, "another")
+
+    with_replica(work())
+
+
+def test_another_model_takes_over_while_requests_go_on(folders: list[Path], versions: list[str]) -> None:
+    async def work() -> None:
+        replica = ModelReplica(1, "cpu", 60.0)
+        await replica.reconfigure(config(folders[0]))
+        seen: list[str] = []
+
+        async def client() -> None:
+            while versions[1] not in seen[-3:]:
+                draft: DraftReport = await replica.report(PICTURE)
+                seen.append(draft.model_version)
+
+        clients = [asyncio.create_task(client()) for _ in range(3)]
+        await replica.report(PICTURE)
+        await replica.reconfigure(config(folders[1]))
+        # The change is asked for and not waited for: the model before still answers.
+        assert (await replica.describe())["model_version"] == versions[0]
+        await asyncio.gather(*clients)
+        assert set(seen) == set(versions)
+        assert (await replica.describe())["model_version"] == versions[1]
+
+    with_replica(work())
+
+
+def test_what_cannot_be_loaded_changes_nothing(folders: list[Path], versions: list[str], tmp_path: Path) -> None:
+    async def work() -> None:
+        replica = ModelReplica(1, "cpu", 60.0)
+        await replica.reconfigure(config(folders[0]))
+        await replica.reconfigure(config(tmp_path / "nothing"))
+        assert replica._loading is not None
+        await replica._loading
+        assert (await replica.report(PICTURE)).model_version == versions[0]
+        with pytest.raises(ConfigError, match="max_batchsize"):
+            await replica.reconfigure(config(folders[1], max_batchsize=2))
+        assert (await replica.describe())["model_version"] == versions[0]
+
+    with_replica(work())
+
+
+def test_a_batch_that_hangs_makes_the_replica_unhealthy(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        replica = ModelReplica(1, "cpu", 0.2)
+        await replica.reconfigure(config(folders[0]))
+        outcomes = replica._outcomes
+
+        def slow(asked: list[Any]) -> list[Any]:
+            time.sleep(1.0)
+            return outcomes(asked)
+
+        monkeypatch.setattr(replica, "_outcomes", slow)
+        asked = asyncio.create_task(replica.report(PICTURE))
+        await asyncio.sleep(0)
+        replica.check_health()
+        await asyncio.sleep(0.6)
+        with pytest.raises(ServeError, match="batch"):
+            replica.check_health()
+        await asked
+        replica.check_health()
+
+    with_replica(work())
+
+
+def test_the_config_file_is_one_that_serve_takes() -> None:
+    application = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
+    assert application["import_path"] == "serve.app:build_app"
+    # Serve calls a builder with the arguments alone.
+    assert len(inspect.signature(build_app).parameters) == 1
+    ServeSettings.parse(application["args"])
+    user_config = application["deployments"][0]["user_config"]
+    ModelSettings.parse(user_config)
+    with pytest.raises(ConfigError, match="port"):
+        ModelSettings.parse({**user_config, "port": 8000})
+
+
+def test_the_models_stand_in_user_config_alone() -> None:
+    """Another checkpoint must not change what replicas are built with, or Serve would start them anew."""
+    one, other = (build_app(ServeSettings(checkpoint_url=url)) for url in ("a", "b"))
+    model = one._bound_deployment.init_args[0]._bound_deployment
+    other_model = other._bound_deployment.init_args[0]._bound_deployment
+    assert model.init_args == other_model.init_args
+    assert one._bound_deployment.init_args[1] == other._bound_deployment.init_args[1]
+    assert (model.user_config["checkpoint_url"], other_model.user_config["checkpoint_url"]) == ("a", "b")
