@@ -158,9 +158,9 @@ class Held(InProcess):
     def __init__(self, inner: InProcess) -> None:
         self.inner, self.let = inner, threading.Event()
 
-    async def report(self, picture: Picture) -> DraftReport:
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         await asyncio.to_thread(self.let.wait, 60)
-        return await self.inner.report(picture)
+        return await self.inner.report(picture, model)
 
 
 def test_pending_deleted_and_too_many(gateway: InProcess, tmp_path: Path) -> None:
