@@ -8,7 +8,7 @@ SERVERS := orthanc orthanc-dicomweb dcmtk chromium chromium-driver redis-server 
 # Bytecode is kept even where the caller's environment says otherwise: each process of Ray imports some thousand modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test setup-servers lint format lock clean
+.PHONY: help setup demo test setup-servers lint format lock audit clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -50,6 +50,13 @@ format: setup ## Format and mend what ruff can mend
 lock: setup ## Write the versions of .venv to requirements.lock
 	$(BIN)/pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+audit: setup ## Software bill of materials (sbom.json, CycloneDX) and known vulnerabilities of the pinned packages
+	$(BIN)/cyclonedx-py requirements requirements.lock --of JSON -o sbom.json
+	@$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off 2> .audit.log || { \
+		grep -q 'ulnerabilit' .audit.log && cat .audit.log && rm .audit.log && exit 1; rm -f .audit.log; \
+		echo "pip-audit could not ask its vulnerability service; sbom.json is written"; }
+	@rm -f .audit.log
 
 clean: ## Remove what the demo and the tools left
 	rm -rf demo_out runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import PlacementGroupID
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -21,12 +22,14 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from ssacl.config import Config
 from ssacl.errors import ConfigError
 from ssacl.training.stages import fit_batch
 
+_NOBODY = b"\xff"
+"""What the id of no actor consists of."""
 _LOOK_S = 1.0
 """Pause between two looks for nodes while there are too few."""
 _TELL_S = 30.0
@@ -64,13 +67,19 @@ def worker_counts(config: Config) -> tuple[int, ...]:
 
 def resources_per_worker(config: Config) -> dict[str, float]:
     """What Ray sets aside for each train worker."""
-    return {"CPU": config.run.cpus_per_train_worker, **({"GPU": 1.0} if config.run.use_gpu else {})}
+    return {"CPU": config.run.cpus_per_train_worker, **({"GPU": config.run.gpus_per_train_worker} if config.run.use_gpu else {})}
 
 
 def room_for_workers(config: Config) -> int:
     """How many train workers the nodes of the cluster have room for, were they empty."""
     each = resources_per_worker(config)
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in each.items() if amount > 0)) for node in _nodes())
+    return sum(min(_times(node.get(name, 0.0), amount) for name, amount in each.items() if amount > 0) for node in _nodes())
+
+
+def _times(there: float, amount: float) -> int:
+    """How often `amount` fits; the parts of a share lie on one piece, as on a GPU."""
+    whole = there if amount >= 1 else 1.0
+    return int(whole / amount + 1e-6) * int(there // whole if whole else 0)
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -95,24 +104,23 @@ def require_room(config: Config, fewest: int) -> None:
         )
 
 
-def placement_groups() -> set[str]:
-    """The ids of those that hold or await room for this driver's job."""
-    job = ray.get_runtime_context().get_job_id()
-    return {name for name, group in placement_group_table().items() if name.endswith(job) and group["state"] != "REMOVED"}
+def free_left_room() -> None:
+    """Free the placement groups of this driver's job whose creators, controllers of Ray Train, are dead.
 
-
-def free_room(run_id: str, kept: set[str]) -> None:
-    """Free what a controller that died has left in its successor's way.
-
-    Its reservation would stand for minutes, and its placement group for as long as this driver runs: Ray ends the workers in it but keeps
-    their CPUs, and its own cleaner asks the dashboard whether the controller lives, which a local Ray does not have.
-
-    Parameters
-    ----------
-    kept : placement groups that were there before the controller.
+    Ray ends the workers in them but keeps their CPUs for as long as the job lives, and its own cleaner asks the dashboard whether the
+    controller lives, which a local Ray does not have.
     """
-    for name in placement_groups() - kept:
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    job = ray.get_runtime_context().get_job_id()
+    for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        made_by_driver = not group.creator_actor_id.strip(_NOBODY)
+        if group.creator_job_id.hex() != job or made_by_driver or not group.creator_actor_dead or group.state == group.REMOVED:
+            continue
+        remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def cancel_reservation(run_id: str) -> None:
+    """Take back what a controller that died has reserved; it would stand in its successor's way for minutes."""
     TrainAutoscalingCoordinatorClient(f"train-{run_id}").cancel_resource_request()
 
 

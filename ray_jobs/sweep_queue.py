@@ -20,7 +20,7 @@ from ssacl.data.lease import BusyError, hold_lease, is_free
 from ssacl.errors import ConfigError, SSACLError, TrainingError
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import pareto_front
-from ssacl.sweeps.ledger import Ledger, Trial
+from ssacl.sweeps.ledger import CHECKS, Ledger, Trial
 from ssacl.training.loop import HOLDER as RUN_HOLDER
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,14 @@ class TrialQueue(Searcher):
             trial.status, trial.error = "failed", result["error"]
         elif result["event"] == "end":
             trial.status, trial.test = "finished", json.loads(result["test"])
+            for last in trial.curve[-1:]:
+                last.update(json.loads(result["masks"]))
         self._ledger.write(trial)
         self.spent = self.spent or self._is_spent()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._live.pop(trial_id)
+        trial.busy_s += time.monotonic() - self._heard.pop(trial_id)
         if error:
             trial.status, trial.error = "failed", "its process was lost too often; look into Ray's logs (ray logs)"
         elif trial.status == "running":
@@ -176,7 +179,7 @@ def drop_losers(ledger: Ledger, patient: bool = False) -> None:
     """
     trials = ledger.trials()
     kept = {trial.name for trial in pareto_front(trials, ledger.sweep.config.objectives)}
-    for trial in trials + ledger.trials("best", "base"):
+    for trial in trials + ledger.trials(*CHECKS):
         if trial.status == "running":
             continue
         keep_model = trial.name in kept or (trial.kind != "search" and trial.status == "finished")

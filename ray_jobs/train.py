@@ -27,7 +27,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from ray_jobs.board import RayReporter, live_line, new_board, raise_named
-from ray_jobs.elastic import FollowNodes, free_room, placement_groups, require_room, resources_per_worker, worker_counts
+from ray_jobs.elastic import FollowNodes, cancel_reservation, free_left_room, require_room, resources_per_worker, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
@@ -95,7 +95,7 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
 
 
 def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
-    board, kept = new_board(config.run.name), placement_groups()
+    board = new_board(config.run.name)
     with (
         tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
         live_line(board, progress),
@@ -110,7 +110,8 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
             except RayActorError:
                 # What the train workers die of is another error: this is the controller, whose workers end with it.
                 _raise_named(board)
-                free_room(trainer.train_run_context.run_id, kept)
+                free_left_room()
+                cancel_reservation(trainer.train_run_context.run_id)
                 board.post.remote({"event": "restart", "note": "Ray Train's controller was lost and is started again"})
             except Exception as error:
                 _raise_named(board)
@@ -184,7 +185,7 @@ class _Trainer(TorchTrainer):
     """In place of Ray's own."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        # Each costs an actor, and seconds: Ray's datasets are not used here, and `free_room` removes placement groups.
+        # Each costs an actor, and seconds: Ray's datasets are not used here, and `free_left_room` removes placement groups.
         needless = (DatasetsCallback, PlacementGroupCleanerCallback)
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, needless)]
         return super()._initialize_and_run_controller(**parts | self.policies)

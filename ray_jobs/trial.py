@@ -18,8 +18,8 @@ from ray_jobs.train import run_training
 from ssacl.config import Config
 from ssacl.data.storage import MissingObjectError, Storage
 from ssacl.errors import SSACLError, StorageError
-from ssacl.sweeps.config import Sweep
-from ssacl.sweeps.ledger import Ledger
+from ssacl.sweeps.config import POINTING, Sweep
+from ssacl.sweeps.ledger import Ledger, Trial
 from ssacl.training.reporter import MetricsLog, Record
 from ssacl.training.resume import run_storage
 
@@ -42,18 +42,28 @@ def run_trial(chosen: dict[str, Any], sweep: Sweep, environment: Mapping[str, st
         with tempfile.TemporaryDirectory(prefix="ssacl-trial-") as folder, told.live():
             result = run_training(config, progress=False, out_folder=Path(folder))
         told.look()
-        test: dict[str, float] = {}
-        if trial.kind != "search" and sweep.config.stability.num_test_films:
-            from ssacl.evaluation.quick import final_figures
-
-            test = final_figures(result.model_url, config.data.url, sweep.config.stability.num_test_films)
-        tune.report({"event": "end", "test": json.dumps(test)})
+        masks, test = _final(sweep, trial, result.model_url, config.data.url)
+        tune.report({"event": "end", "masks": json.dumps(masks), "test": json.dumps(test)})
     except SSACLError as error:
         tune.report({"event": "failed", "error": f"{type(error).__name__}: {error}"})
     # Whatever it is: a bug that every trial meets must be told, and not be tried three times each.
     except Exception as error:
         logger.exception("the trial %s failed", chosen["name"])
         tune.report({"event": "failed", "error": f"{type(error).__name__}: {error}"})
+
+
+def _final(sweep: Sweep, trial: Trial, model_url: str, data_url: str) -> tuple[dict[str, float], dict[str, float]]:
+    """What masks say of a finished model on validation; and its figures on test, in the stability check."""
+    from ssacl.evaluation.quick import anatomy_pointing, final_figures
+
+    points, truth, num_test = POINTING in sweep.config.objectives, sweep.config.truth, sweep.config.stability.num_test_films
+    masks = {POINTING: anatomy_pointing(model_url, data_url, truth, sweep.config.num_films)} if points else {}
+    if trial.kind == "search" or not num_test:
+        return masks, {}
+    test = final_figures(model_url, data_url, num_test)
+    if points:
+        test[POINTING] = anatomy_pointing(model_url, data_url, truth, num_test, "test")
+    return masks, test
 
 
 class _Told:

@@ -8,11 +8,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import ray
 from ray import tune
 
-from ray_jobs.elastic import require_room, room_for_workers, worker_counts
+from ray_jobs.elastic import free_left_room, require_room, room_for_workers, worker_counts
 from ray_jobs.session import ray_session, storage_environment
 from ray_jobs.sweep_queue import Rungs, TrialQueue, drop_losers, find_failure
 from ray_jobs.trial import run_trial
@@ -22,14 +23,15 @@ from ssacl.data.storage import open_storage
 from ssacl.errors import TrainingError
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import best_trial
-from ssacl.sweeps.ledger import HOLDER, Ledger, Trial
-from ssacl.sweeps.results import Results, write_results
+from ssacl.sweeps.ledger import CHECKS, HOLDER, Ledger, Trial
+from ssacl.sweeps.results import Results, export_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up
 
 logger = logging.getLogger(__name__)
 
 _NOTE_S = 5.0
+_FREE_S = 1.0
 _QUIET_TUNE = {
     # Configurations name data by paths from here.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -65,7 +67,11 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
     counts = worker_counts(sweep.base)
     open_split(open_storage(sweep.base.data.url), "train", purpose="training")
     # The same place from every process.
-    sweep = sweep.model_copy(update={"config": sweep.config.model_copy(update={"storage_url": open_storage(sweep.config.storage_url).url})})
+    places = {
+        "storage_url": open_storage(sweep.config.storage_url).url,
+        "truth": sweep.config.truth and str(Path(sweep.config.truth).absolute()),
+    }
+    sweep = sweep.model_copy(update={"config": sweep.config.model_copy(update=places)})
     ledger = Ledger(sweep)
     num_cpus = max(os.cpu_count() or 1, math.ceil(counts[-1] * sweep.base.run.cpus_per_train_worker))
     with hold_lease(ledger.storage, HOLDER), ray_session(num_cpus=num_cpus, address=address) as dashboard:
@@ -83,6 +89,7 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
         best = best_trial(ledger.trials(), sweep.config.objectives)
         if best is None:
             raise TrainingError("The budget ended before any trial had trained to its end: give the sweep more, and run it again.")
+        export_best(ledger)
         _stability(ledger, best, at_once)
         drop_losers(ledger, patient=True)
     return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name)
@@ -91,6 +98,7 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
 def _search(ledger: Ledger, at_once: int) -> None:
     config, base = ledger.sweep.config, ledger.sweep.base
     started, before_s, noted_s = time.monotonic(), ledger.elapsed_s, 0.0
+    gpus = worker_counts(base)[-1] * base.run.gpus_per_train_worker
 
     def is_spent() -> str:
         nonlocal noted_s
@@ -99,13 +107,8 @@ def _search(ledger: Ledger, at_once: int) -> None:
         if elapsed_s - noted_s > _NOTE_S:
             noted_s = elapsed_s
             ledger.set_elapsed(elapsed_s)
-        if config.budget.hours is not None and elapsed_s > 3600 * config.budget.hours:
-            return f"the budget of {config.budget.hours:g} hours is spent"
-        if config.budget.gpu_hours is not None:
-            used = sum(trial.busy_s for trial in ledger.trials()) / 3600 * worker_counts(base)[-1]
-            if used > config.budget.gpu_hours:
-                return f"the budget of {config.budget.gpu_hours:g} GPU-hours is spent"
-        return ""
+        busy_s = sum(trial.busy_s for trial in ledger.trials()) if config.budget.gpu_hours is not None else 0.0
+        return config.budget.spent(elapsed_s / 3600, gpus * busy_s / 3600)
 
     def choose(live: set[str]) -> Trial | None:
         trials = ledger.trials()
@@ -123,20 +126,24 @@ def _search(ledger: Ledger, at_once: int) -> None:
 
 
 def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
-    """Train the best and the base with seeds that the search did not see: the best of many draws is partly luck."""
-    if best.name == DEFAULT_TRIAL:
-        return
+    """Train the best, and the base as it is and with learned weights, with seeds that the search did not see: the best of many draws is
+    partly luck."""
+    base, check = ledger.sweep.base, ledger.sweep.config.stability
+    arms: list[tuple[Literal["best", "uncertainty"], str, dict[str, Any]]] = []
+    if best.name != DEFAULT_TRIAL:
+        arms.append(("best", best.name, best.point))
+    if check.uncertainty and base.losses.balance != "uncertainty":
+        arms.append(("uncertainty", "uncertainty", {"losses.balance": "uncertainty"}))
     planned = []
-    for number in range(1, ledger.sweep.config.stability.seeds + 1):
-        seed = ledger.sweep.base.run.seed + number
-        planned.append(Trial(name=f"base-seed-{number}", kind="base", seed=seed))
-        planned.append(Trial(name=f"{best.name}-seed-{number}", kind="best", point=best.point, seed=seed))
-    for trial in ledger.trials("best", "base"):
+    for seed in range(1, check.seeds + 1) if arms else ():
+        planned.append(Trial(name=f"base-seed-{seed}", kind="base", seed=base.run.seed + seed))
+        planned += [Trial(name=f"{name}-seed-{seed}", kind=kind, point=point, seed=base.run.seed + seed) for kind, name, point in arms]
+    for trial in ledger.trials(*CHECKS):
         if trial.status == "failed":
             ledger.write(trial.model_copy(update={"status": "running", "error": ""}))
 
     def choose(live: set[str]) -> Trial | None:
-        known = {trial.name: trial for trial in ledger.trials("best", "base")}
+        known = {trial.name: trial for trial in ledger.trials(*CHECKS)}
         waiting = [known.get(trial.name, trial) for trial in planned if trial.name not in live]
         return next((trial for trial in waiting if trial.status == "running"), None)
 
@@ -161,6 +168,7 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
                 name=ledger.sweep.config.name,
                 storage_path=folder,
                 verbose=0,
+                callbacks=[_FreesRoom()],
                 # Of the trial's own process: its run goes on from its checkpoints.
                 failure_config=tune.FailureConfig(max_failures=ledger.sweep.base.run.max_restarts),
             ),
@@ -168,6 +176,17 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
         tuner.fit()
     if queue.failure is not None:
         raise queue.failure
+
+
+class _FreesRoom(tune.Callback):  # type: ignore[misc]
+    """Gives the next trial what one that was stopped, or whose process was lost, still holds; it dies some time after Tune was told."""
+
+    _at = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[tune.experiment.Trial], **info: Any) -> None:
+        if time.monotonic() - self._at > _FREE_S:
+            self._at = time.monotonic()
+            free_left_room()
 
 
 def _this_node() -> str:

@@ -24,7 +24,8 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_jobs.session import ray_session, storage_environment
 from serve.admission import Admission
-from serve.ingress import OverloadedError, build_api
+from serve.ingress import build_api
+from serve.problems import OverloadedError
 from serve.replica import ModelReplica
 from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
@@ -153,6 +154,8 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
 
     Raises
     ------
+    ConfigError
+        Other machines would be served without access control.
     ServeError
         The port is taken, or the application does not become ready.
     CheckpointError
@@ -160,6 +163,7 @@ def run_server(settings: ServeSettings, blocking: bool = True) -> RunningServer:
     """
     from ray.serve.config import HTTPOptions
 
+    settings.service.check_exposure(settings.host)
     settings = _with_absolute_checkpoint(settings)
     port = _checked_port(settings.host, settings.port)
     address = f"http://{settings.host}:{port}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+
+from serve.problems import Problem
 
 
 class BoxModel(BaseModel):
@@ -35,7 +37,7 @@ class SentenceModel(BaseModel):
 
 class UnusedImage(BaseModel):
     index: int = Field(description="Place of the image in the request, from 0.")
-    reason: str = Field(description='"another" (a different image was read), or why this one was refused.')
+    reason: str = Field(description='"another" (a newer image was read), "duplicate", or why this one was refused.')
     detail: str
 
 
@@ -67,6 +69,14 @@ class ReportResponse(BaseModel):
     image_ref: str = Field(description="Content hash of the picture.")
     model_version: str
     provenance: dict[str, Any] = {}
+
+
+class JobResponse(BaseModel):
+    """A report asked for with Prefer: respond-async, while there is no answer."""
+
+    id: str
+    status: Literal["running", "failed"]
+    problem: Problem | None = Field(None, description="Why there will be none.")
 
 
 class ModelsResponse(BaseModel):

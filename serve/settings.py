@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from serve.service_settings import ServiceSettings
 from ssacl.errors import ConfigError
 from ssacl.inference.generator import GenerationOptions
 from ssacl.inference.precision import Precision
@@ -68,6 +69,7 @@ class ServeSettings(ModelSettings):
     max_files: int = Field(8, ge=1, description="Most images in one request.")
     request_timeout_s: float = Field(180.0, gt=0, description="Longest time from request to answer.")
     drain_s: float = Field(60.0, ge=1, description="How long a replica that is taken away may finish what it has.")
+    service: ServiceSettings = Field(ServiceSettings(), description="Access, audit and kept answers.")
 
     def of_the_models(self) -> dict[str, Any]:
         """The part that is `ModelSettings`, as a plain tree."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,14 +10,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serve.problems import ProblemError
-from serve.schemas import UnusedImage
 from serve.settings import ServeSettings
-from ssacl.data.dicom import Picture, RefusedImageError, read_picture
 
 RAW_TYPES = ("application/dicom", "image/png", "image/jpeg", "application/octet-stream")
 _MAX_FIELDS = 16
-_STATUS = {"empty": 400, "too_large": 413, "not_dicom": 415, "not_a_picture": 415}
-"""Reason of a refused picture -> HTTP status; 422 for all others: a picture, but not one that can be read as a frontal chest film."""
 
 
 class _MemoryParser(MultiPartParser):
@@ -46,33 +41,6 @@ async def read_images(request: Request, settings: ServeSettings) -> list[bytes]:
             400, "no-image", "No image in the request", "Send a DICOM, PNG or JPEG file, as the body or as multipart field 'file'."
         )
     return images
-
-
-async def first_frontal(images: list[bytes]) -> tuple[int, Picture, list[UnusedImage]]:
-    """The first image of a study that can be read as a frontal film, its place, and why the others are unused.
-
-    Raises
-    ------
-    ProblemError
-        400, 413, 415 or 422, by the reason of the first refused image, when none can be read.
-    """
-    unused: list[UnusedImage] = []
-    refusals: list[RefusedImageError] = []
-    chosen: tuple[int, Picture] | None = None
-    for index, content in enumerate(images):
-        if chosen is not None:
-            unused.append(UnusedImage(index=index, reason="another", detail="Another image of the request was read."))
-            continue
-        try:
-            # In a thread: decoding takes up to a second, and the event loop answers health checks.
-            chosen = index, await asyncio.to_thread(read_picture, content)
-        except RefusedImageError as error:
-            refusals.append(error)
-            unused.append(UnusedImage(index=index, reason=error.reason, detail=str(error)))
-    if chosen is None:
-        details = " ".join(dict.fromkeys(str(error) for error in refusals))
-        raise ProblemError(_STATUS.get(refusals[0].reason, 422), refusals[0].reason, "The image cannot be used", details)
-    return *chosen, unused
 
 
 async def _bounded_body(request: Request, limit: int) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ssacl import __version__
 from ssacl.commands import (
+    access,
     checkpoint,
     data,
     doctor,
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         predict,
         ground,
         serve,
+        access,
         gateway,
         checkpoint,
         submit,

@@ -284,6 +284,12 @@ class RunConfig(_Section):
     )
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False
+    gpus_per_train_worker: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="A share lets the runs of a sweep train side by side on one GPU; they must fit into its memory together.",
+    )
     stages: tuple[StageConfig, ...] = (
         StageConfig(kind="contrastive", num_epochs=30),
         StageConfig(kind="generation", num_epochs=20),
@@ -313,6 +319,8 @@ class RunConfig(_Section):
         workers = self.num_train_workers
         if isinstance(workers, tuple) and workers[0] > workers[1]:
             raise ValueError(f"num_train_workers {list(workers)} is (min, max): give the smaller number first")
+        if self.gpus_per_train_worker < 1 and workers != 1:
+            raise ValueError("gpus_per_train_worker below 1 needs num_train_workers: 1, as NCCL takes no two ranks of a run on one GPU")
         return self
 
 

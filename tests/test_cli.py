@@ -42,6 +42,7 @@ COMMANDS = [
     "finetune segment",
     "predict",
     "serve",
+    "access",
 ]
 COMMANDS += ["submit train", "submit tune", "submit ingest", "submit evaluate", "submit status", "submit logs", "submit stop"]
 COMMANDS += ["checkpoint import", "checkpoint export", "checkpoint show", "doctor"]

@@ -15,14 +15,21 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 from ray_jobs.train_gauges import CHECKPOINT_TIME, GAUGES, RECORD_TIME
+from serve.configured import application
 from serve.gateway.config import load_gateway_config
 from serve.settings import ServeSettings
 from ssacl.cli import build_parser
 from ssacl.config import load_config
+from ssacl.data.storage import open_storage
+from ssacl.errors import ConfigError
+from ssacl.registry.channels import promote
+from ssacl.registry.versions import register
 from ssacl.sweeps.config import load_sweep
+from ssacl.training.sealed import seal
 
 ROOT = Path(__file__).parents[1]
 CLUSTER, SCHEMAS = ROOT / "cluster", ROOT.parent / "shared" / "schemas"
@@ -295,3 +302,21 @@ def test_every_alert_says_what_to_do() -> None:
             assert rule["labels"]["severity"] in ("warning", "critical")
             document = rule["annotations"]["runbook"].partition(":")[0]
             assert (ROOT / document).is_file()
+
+
+def test_serve_builds_the_application_with_the_version_that_the_channel_names(tmp_path: Path) -> None:
+    folder, storage = tmp_path / "model", open_storage(tmp_path / "models")
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"weights")
+    seal(folder, {"model_version": "w"})
+    version = register(storage, open_storage(folder), folder)
+    promote(storage, version.version, "stable")
+    built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2})
+    settings = built._bound_deployment.init_args[1]
+    assert settings["checkpoint_url"] == version.model_url
+    assert settings["min_replicas"] == 2
+    with pytest.raises(ConfigError):
+        application({"checkpoint_url": "x", "revisions": 3})
+    # Serve itself passes the arguments of a file so, and refuses builders of several parameters.
+    arguments = {"checkpoint_url": version.model_url, "revision": 1}
+    assert call_user_app_builder_with_args_if_necessary(application, arguments)

@@ -21,8 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from tiny_model import tiny_model_folder
 
-from serve.ingress import OverloadedError
 from serve.page.routes import PAGE_HEADERS
+from serve.problems import OverloadedError
 from ssacl.data.dicom import Picture
 from ssacl.inference.grounding import understand
 from ssacl.inference.maps import map_on_picture

@@ -25,7 +25,8 @@ from report_endpoint import FAST, InProcess
 from tiny_model import encoded_film, tiny_model_folder
 
 from serve.app import build_app, run_server
-from serve.ingress import OverloadedError, build_api
+from serve.ingress import build_api
+from serve.problems import OverloadedError
 from serve.schemas import ReportResponse
 from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
@@ -227,7 +228,7 @@ def test_openapi_names_every_answer(gateway: InProcess) -> None:
     operation = tree["paths"]["/v1/reports"]["post"]
     assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/dicom", "image/png", "image/jpeg"}
     assert {"200", "400", "413", "415", "422", "503"} <= set(operation["responses"])
-    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png", "multipart/related"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png", "multipart/related", "application/fhir+json"}
     assert "application/problem+json" in operation["responses"]["415"]["content"]
     assert {"/v1/models", "/healthz", "/readyz"} <= set(tree["paths"])
 

@@ -49,7 +49,9 @@ class Tune:
         return self._result(name, {"event": "validation", "record": json.dumps(record)})
 
     def end(self, name: str, error: str = "") -> None:
-        self._result(name, {"event": "failed", "error": error} if error else {"event": "end", "test": "{}"})
+        self._result(
+            name, {"event": "failed", "error": error} if error else {"event": "end", "masks": '{"anatomy_pointing": 0.5}', "test": "{}"}
+        )
         self.stop(name)
 
     def stop(self, name: str, lost: bool = False) -> None:
@@ -76,6 +78,7 @@ def test_a_trial_below_its_rung_is_pruned_and_the_base_never(tmp_path: Path) -> 
     tune.end(good)
     assert tune.ledger.read(good).status == "finished"
     assert [record["step"] for record in tune.ledger.read(good).curve] == [2, 8]
+    assert tune.ledger.read(good).value("anatomy_pointing") == 0.5
 
 
 def test_a_driver_that_is_killed_goes_on_with_the_same_rungs_and_trials(tmp_path: Path) -> None:

@@ -13,16 +13,17 @@ import yaml
 from scipy import stats
 from sweep_files import sweep_tree
 
-from ssacl.config import Config, load_config
-from ssacl.errors import ConfigError, StorageError
-from ssacl.sweeps.config import SweepConfig, checked_sweep, load_sweep
+from ssacl.config import Config, load_config, parse_config
+from ssacl.errors import CheckpointError, ConfigError, StorageError
+from ssacl.sweeps.config import Budget, SweepConfig, checked_sweep, load_sweep
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
 from ssacl.sweeps.ledger import Ledger, Trial, trial_config
-from ssacl.sweeps.results import write_results
+from ssacl.sweeps.results import BEST_MODEL, export_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up, with_values
 from ssacl.sweeps.stability import compare_runs, mean_interval
+from ssacl.training.sealed import download_folder, seal, upload_folder
 
 BOTH = {"findings_f1": "max", "mirror_agreement": "max"}
 
@@ -71,6 +72,8 @@ def test_a_space_that_says_nothing_sensible_is_refused(tmp_path: Path, space: di
         ({"objectives": {}}, "no objective"),
         ({"same_sum": ["losses.balance"]}, "only numbers above 0"),
         ({"budget": {"gpu_hours": 1}}, "run.use_gpu is false"),
+        ({"objectives": {"anatomy_pointing": "max"}}, "needs masks: give truth"),
+        ({"objectives": {"anatomy_pointing": "max"}, "truth": "t", "scheduler": {}}, "name another scheduler.metric"),
         (
             {"space": {"losses.mask_ratio": {"uniform": [0.1, 0.2]}, "losses.global_contrastive": {"uniform": [0, 1]}}}
             | {"same_sum": ["losses.global_contrastive"]},
@@ -176,14 +179,14 @@ def test_intervals_are_students_and_differences_are_taken_seed_by_seed() -> None
     assert mean_interval([0.5])["interval"] is None
     runs = [(seed_run("base", seed), base) for seed, base in ((1, 0.1), (2, 0.5), (3, 0.9), (4, 0.7))]
     runs += [(seed_run("best", seed), best) for seed, best in ((1, 0.2), (2, 0.61), (3, 0.99))] + [(seed_run("best", 4, "failed"), 9.0)]
-    compared = compare_runs(runs, "findings_f1", "max")
+    compared = compare_runs(runs, "best", "findings_f1", "max")
     assert compared["seeds"] == [1, 2, 3]
     assert compared["difference"]["values"] == pytest.approx([0.1, 0.11, 0.09])
     assert compared["verdict"] == "the best is better"
-    assert compare_runs(runs, "total", "min")["verdict"] == "the best is worse"
-    noisy = compare_runs([(run, value + (0.3 if run.name == "best-seed-1" else 0.0)) for run, value in runs], "findings_f1", "max")
+    assert compare_runs(runs, "best", "total", "min")["verdict"] == "the best is worse"
+    noisy = compare_runs([(run, value + (0.3 if run.name == "best-seed-1" else 0.0)) for run, value in runs], "best", "findings_f1", "max")
     assert noisy["verdict"] == "no difference beyond the seeds' spread (on average better)"
-    assert compare_runs([], "findings_f1", "max")["verdict"] == "not compared"
+    assert compare_runs([], "best", "findings_f1", "max")["verdict"] == "not compared"
 
 
 def test_a_ledger_keeps_trials_and_refuses_another_sweep(tmp_path: Path) -> None:
@@ -214,6 +217,44 @@ def test_a_loser_keeps_its_metrics_only(tmp_path: Path) -> None:
     assert [item.key for item in run.list()] == ["metrics.jsonl"]
 
 
+def test_the_best_model_is_copied_whole_and_a_new_best_takes_its_place(tmp_path: Path) -> None:
+    ledger = Ledger(make_sweep(tmp_path, objectives={"findings_f1": "max"}))
+
+    def finish(number: int, f1: float) -> None:
+        ledger.write(trial(number, f1))
+        folder = tmp_path / f"model-{number}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes([number]))
+        seal(folder, {})
+        upload_folder(folder, ledger.storage, f"runs/trial-{number:04d}/model")
+
+    for number in (0, 1):
+        finish(number, 0.5 + number)
+        for _ in range(2):
+            export_best(ledger)
+            copied = download_folder(ledger.storage, BEST_MODEL, tmp_path / "copied")
+            assert (copied / "weights").read_bytes() == bytes([number])
+    ledger.storage.sub("runs/trial-0001/model").write("weights", b"other")
+    ledger.storage.sub(BEST_MODEL).delete("manifest.json")
+    with pytest.raises(CheckpointError, match="damaged"):
+        export_best(ledger)
+
+
+def test_the_first_limit_that_is_reached_ends_a_search() -> None:
+    budget = Budget(hours=2, gpu_hours=3)
+    assert budget.spent(1.9, 2.9) == ""
+    assert budget.spent(2.1, 0) == "the budget of 2 hours is spent"
+    assert budget.spent(1.0, 3.1) == "the budget of 3 GPU-hours is spent"
+    assert Budget().spent(1e6, 1e6) == ""
+
+
+def test_a_share_of_a_gpu_is_for_runs_of_one_train_worker() -> None:
+    config = parse_config({"run": {"use_gpu": True, "gpus_per_train_worker": 0.25}})
+    assert config.run.gpus_per_train_worker == 0.25
+    with pytest.raises(ConfigError, match="needs num_train_workers: 1"):
+        parse_config({"run": {"gpus_per_train_worker": 0.5, "num_train_workers": 2}})
+
+
 def test_results_are_whole_and_best_yaml_is_the_best_trials_configuration(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, same_sum=["losses.global_contrastive", "losses.anatomy_reconstruction"])
     ledger = Ledger(sweep)
@@ -223,13 +264,18 @@ def test_results_are_whole_and_best_yaml_is_the_best_trials_configuration(tmp_pa
         ledger.write(trial(number, f1, agreement, "pruned" if f1 is None else "finished", **{"optim.lr": rate}))
     ledger.write(Trial(name="trial-0005", seed=0, status="failed", error="TrainingError: <not finite>", point=trial(0, 0.0).point))
     for seed in (1, 2):
-        for kind, name in (("base", "base"), ("best", "trial-0001")):
-            run = trial(0, 0.3 + 0.1 * (kind == "best") + 0.01 * seed, 0.5)
+        for kind, name in (("base", "base"), ("best", "trial-0001"), ("uncertainty", "uncertainty")):
+            run = trial(0, 0.3 + 0.1 * (kind == "best") - 0.1 * (kind == "uncertainty") + 0.01 * seed, 0.5)
             ledger.write(run.model_copy(update={"name": f"{name}-seed-{seed}", "kind": kind, "seed": seed, "test": {"findings_f1": 0.2}}))
     ledger.write(Trial(name="base-seed-3", kind="base", seed=3, status="failed", error="StorageError: <full>"))
     results = write_results(ledger, tmp_path / "out")
     assert "base-seed-3 failed: StorageError: <full>" in results.text
     assert "StorageError: &lt;full&gt;" in results.page.read_text()
+    assert "findings_f1, 2 seeds: base 0.315 [" in results.text
+    assert "learned weighting 0.215 [" in results.text
+    assert "learned weighting is worse" in results.text
+    # Six trials of ten steps, the failed one without any, and the best once more; of the others one run.
+    assert results.table["cost_steps"] == {"base": 10, "uncertainty": 10, "best": 60}
     assert results.table["best"] == "trial-0001"
     assert [row["name"] for row in results.table["trials"] if row["on_front"]] == ["trial-0001", "trial-0002"]
     best = load_config(results.best_yaml)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from ssacl.commands import Commands
 
@@ -18,6 +19,10 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-replicas", type=int, default=1, help="model replicas to scale up to")
+    parser.add_argument("--keys", metavar="FILE", help="API keys (`ssacl access add`); needed where other machines can reach the address")
+    parser.add_argument("--insecure", action="store_true", help="serve other machines though nobody is asked who they are")
+    parser.add_argument("--audit", metavar="FILE", help="append a FHIR AuditEvent for every request")
+    parser.add_argument("--keep", metavar="URL", help="folder or s3:// prefix for answers that are fetched later (Prefer: respond-async)")
     parser.set_defaults(run=run)
 
 
@@ -25,8 +30,13 @@ def run(options: argparse.Namespace) -> int:
     from serve.app import run_server
     from serve.settings import ServeSettings
 
-    settings = ServeSettings.parse(
-        {"checkpoint_url": options.checkpoint, "host": options.host, "port": options.port, "max_replicas": options.max_replicas}
-    )
-    run_server(settings, blocking=True)
+    access = {"keys_file": _absolute(options.keys), "insecure": options.insecure}
+    service = {"access": access, "audit_file": _absolute(options.audit), "kept": {"url": _absolute(options.keep)}}
+    settings = {"checkpoint_url": options.checkpoint, "host": options.host, "port": options.port, "max_replicas": options.max_replicas}
+    run_server(ServeSettings.parse(settings | {"service": service}), blocking=True)
     return 0
+
+
+def _absolute(place: str | None) -> str | None:
+    """Replicas run in other folders."""
+    return place if place is None or "://" in place else os.path.abspath(place)

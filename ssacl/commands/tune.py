@@ -18,6 +18,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--config", required=True, metavar="YAML", help="a sweep, as configs/tune_loss_weights.yaml")
     parser.add_argument("--trials", type=int, metavar="N", help="budget: trials of the search, in all")
     parser.add_argument("--hours", type=float, metavar="H", help="budget: hours of the search, in all")
+    parser.add_argument("--gpu-hours", type=float, metavar="H", help="budget: GPUs times hours of the search, in all")
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time, at most")
     parser.add_argument("--name", help="the sweep's name")
     parser.add_argument("--storage", metavar="URL", help="folder or s3:// prefix for ledger, runs and results")
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     changes = {
         "budget.trials": options.trials,
         "budget.hours": options.hours,
+        "budget.gpu_hours": options.gpu_hours,
         "max_concurrent": options.max_concurrent,
         "name": options.name,
         "storage_url": options.storage,
@@ -41,5 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     results = run_sweep(sweep, address=options.address)
     print(results.text)
-    print(f"best: {results.best_yaml} (ssacl train --config {results.best_yaml})\npage: {results.page}")
+    print(
+        f"best: {results.best_yaml} (ssacl train --config {results.best_yaml})\nmodel: {results.table['best_model']}\npage: {results.page}"
+    )
     return 0

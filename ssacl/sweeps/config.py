@@ -14,7 +14,9 @@ from ssacl.errors import ConfigError
 from ssacl.sweeps.space import Domain, check_space
 from ssacl.training.settings import run_settings
 
-FIGURES = ("findings_f1", "mirror_agreement")
+POINTING = "anatomy_pointing"
+"""Measured on the finished model, as training never opens masks: no rung knows it."""
+FIGURES = ("findings_f1", "mirror_agreement", POINTING)
 """Metrics that are better the higher they are; the others are losses."""
 DEFAULT_TRIAL = "trial-0000"
 """The base configuration as it stands: always the first trial, and never pruned."""
@@ -52,9 +54,20 @@ class Budget(_Section):
     hours: float | None = Field(None, gt=0, description="Wall-clock time, over all starts of the command.")
     gpu_hours: float | None = Field(None, gt=0, description="GPUs times hours, over all trials.")
 
+    def spent(self, hours: float, gpu_hours: float) -> str:
+        """Which limit on time is used up, in words; "" while none is."""
+        if self.hours is not None and hours > self.hours:
+            return f"the budget of {self.hours:g} hours is spent"
+        if self.gpu_hours is not None and gpu_hours > self.gpu_hours:
+            return f"the budget of {self.gpu_hours:g} GPU-hours is spent"
+        return ""
+
 
 class Stability(_Section):
     seeds: int = Field(3, ge=0, description="Runs of the best and of the base with seeds that the search did not see; 0: no check.")
+    uncertainty: bool = Field(
+        True, description="Also the base with losses.balance: uncertainty: what learned weights give for the price of one run."
+    )
     num_test_films: int = Field(200, ge=0, description="First films of the test split that each of these runs is scored on; 0: none.")
 
 
@@ -71,6 +84,7 @@ class SweepConfig(_Section):
         description="Figures or losses of a validation record; of each, a trial's last value counts.",
     )
     num_films: Count = Field(32, description="Validation films whose reports and maps are scored at each validation.")
+    truth: str = Field("", description="Truth folder of a phantom data set: its validation masks are what `anatomy_pointing` is scored on.")
     searcher: Searcher = Searcher()
     scheduler: Scheduler = Scheduler()
     budget: Budget = Budget()
@@ -93,7 +107,7 @@ class Sweep(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What a sweep of one name may not change half way; budget, concurrency and stability seeds it may."""
-        free = {"storage_url", "base", "budget", "max_concurrent", "stability"}
+        free = {"storage_url", "truth", "base", "budget", "max_concurrent", "stability"}
         return {**self.config.model_dump(mode="json", exclude=free), "base": run_settings(self.base)}
 
 
@@ -144,6 +158,10 @@ def checked_sweep(config: SweepConfig, base: Config) -> Sweep:
     check_space(base, config.space, config.same_sum)
     if not config.objectives:
         raise ConfigError("The sweep has no objective: give at least one, as in objectives: {findings_f1: max}.")
+    if POINTING in config.objectives and not config.truth:
+        raise ConfigError(f"The objective '{POINTING}' needs masks: give truth, a phantom's truth folder, or use mirror_agreement.")
+    if config.rung[0] == POINTING and config.scheduler.kind != "none":
+        raise ConfigError(f"'{POINTING}' is measured on finished models: name another scheduler.metric, as mirror_agreement.")
     if config.budget.gpu_hours is not None and not base.run.use_gpu:
         raise ConfigError("budget.gpu_hours limits nothing, as run.use_gpu is false. Use budget.hours or budget.trials.")
     return Sweep(config=config, base=base.model_copy(update={"run": base.run.model_copy(update={"num_figure_films": config.num_films})}))

@@ -24,17 +24,19 @@ from ssacl.training.checkpoint import config_differences
 
 HOLDER = Holder("sweep", "Let it end, or stop it, then run the same command again; or choose another name.", key="sweep.lock")
 IDENTITY, CLOCK = "sweep.json", "clock.json"
+CHECKS = ("base", "best", "uncertainty")
+"""Kinds of trials in the stability check."""
 
 Status = Literal["running", "finished", "pruned", "failed"]
 
 
 class Trial(BaseModel):
-    """One run of a sweep. `kind` is "search", or "best" or "base" in the stability check."""
+    """One run of a sweep. `kind` is "search"; or "base", "best" or "uncertainty" (the base with learned weights) in the stability check."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    kind: Literal["search", "best", "base"] = "search"
+    kind: Literal["search", "base", "best", "uncertainty"] = "search"
     point: dict[str, Any] = Field(default_factory=dict)
     """What the search drew; `same_sum` is not yet applied."""
     seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from ssacl.inference.files import write_whole
 from ssacl.sweeps.figures import sweep_png
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
-from ssacl.sweeps.ledger import Ledger, Trial, trial_config
+from ssacl.sweeps.ledger import CHECKS, Ledger, Trial, trial_config
 from ssacl.sweeps.space import look_up
-from ssacl.sweeps.stability import compare_runs
+from ssacl.sweeps.stability import ARMS, compare_runs
+from ssacl.training.sealed import MANIFEST, download_folder, upload_folder
 
 BEST, TABLE, TEXT, PICTURE, PAGE = "best.yaml", "table.json", "table.txt", "sweep.png", "sweep.html"
+BEST_MODEL = "best_model"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,22 @@ def write_results(ledger: Ledger, folder: Path) -> Results:
     return Results(folder / BEST, folder / PAGE, tree, text)
 
 
+def export_best(ledger: Ledger) -> None:
+    """Copy the best trial's model to `best_model/`, verified on the way; nothing is done where it is there already.
+
+    Raises
+    ------
+    CheckpointError
+        The trial's model is incomplete or damaged.
+    """
+    model = ledger.storage.sub(f"runs/{_best(ledger).name}/model")
+    target = ledger.storage.sub(BEST_MODEL)
+    if model.exists(MANIFEST) and target.exists(MANIFEST) and model.read(MANIFEST) == target.read(MANIFEST):
+        return
+    with tempfile.TemporaryDirectory(prefix="ssacl-best-") as folder:
+        upload_folder(download_folder(model, "", Path(folder) / BEST_MODEL), ledger.storage, BEST_MODEL)
+
+
 def best_config(ledger: Ledger) -> Config:
     """The best trial's configuration, under a run name of its own: `ssacl train --config best.yaml` trains it again."""
     best = _best(ledger)
@@ -85,23 +104,28 @@ def sweep_table(ledger: Ledger) -> dict[str, Any]:
                 "error": trial.error,
             }
         )
-    runs = ledger.trials("best", "base")
+    runs = ledger.trials(*CHECKS)
     # A sweep that goes on may have another best than before: of its runs, those with today's.
-    runs = [run for run in runs if run.kind == "base" or run.name.startswith(f"{best.name}-")]
-    validation = [compare_runs([(run, run.value(name)) for run in runs], name, mode) for name, mode in config.objectives.items()]
+    runs = [run for run in runs if run.kind != "best" or run.name.startswith(f"{best.name}-")]
+    arms = [arm for arm in ARMS if any(run.kind == arm for run in runs)]
+    validation = [
+        compare_runs([(run, run.value(name)) for run in runs], arm, name, mode) for arm in arms for name, mode in config.objectives.items()
+    ]
     tested = sorted({name for run in runs for name in run.test})
-    test = [compare_runs([(run, run.test.get(name)) for run in runs], name, "max") for name in tested]
+    test = [compare_runs([(run, run.test.get(name)) for run in runs], arm, name, "max") for arm in arms for name in tested]
     return {
         "sweep": config.name,
         "objectives": dict(config.objectives),
         "num_trials": {status: sum(trial.status == status for trial in trials) for status in ("finished", "pruned", "failed", "running")},
         "hours": round(ledger.elapsed_s / 3600, 3),
         "best": best.name,
-        "best_model": ledger.storage.sub(f"runs/{best.name}/model").url,
+        "best_model": ledger.storage.sub(BEST_MODEL).url,
         "trials": rows,
         "importance": {name: importance(config, trials, name) for name in config.objectives},
         "best_so_far": {name: best_so_far(trials, name, mode) for name, mode in config.objectives.items()},
         "stability": {"validation": validation, "test": test},
+        # What it costs to come by a configuration and to train it once.
+        "cost_steps": {"best": sum(trial.step for trial in trials) + best.step, **dict.fromkeys(("base", "uncertainty"), trials[0].step)},
         "stability_failures": {run.name: run.error for run in runs if run.status == "failed"},
     }
 
@@ -131,11 +155,16 @@ def _stability_lines(tree: Mapping[str, Any]) -> list[str]:
     for split, rows in tree["stability"].items():
         for row in rows:
             if row["seeds"]:
-                base, best, difference = (_spread(row[part]) for part in ("base", "best", "difference"))
+                base, ours, difference = (_spread(row[part]) for part in ("base", "values", "difference"))
                 head = f"{split} {row['metric']}, {len(row['seeds'])} seeds"
-                lines.append(f"{head}: base {base}, best {best}, difference {difference}: {row['verdict']}")
+                lines.append(f"{head}: base {base}, {ARMS[row['arm']]} {ours}, difference {difference}: {row['verdict']}")
     lines += [f"{name} failed: {error}" for name, error in tree["stability_failures"].items()]
-    return lines or ["No stability check: the base is the best, or stability.seeds is 0."]
+    return [*lines, _cost_line(tree)] if lines else ["No stability check: the base is the best, or stability.seeds is 0."]
+
+
+def _cost_line(tree: Mapping[str, Any]) -> str:
+    costs = ", ".join(f"{name} {tree['cost_steps'][arm]}" for arm, name in {"base": "the base", **ARMS}.items())
+    return f"Optimizer steps to come by it and train it once: {costs}."
 
 
 def _page(tree: Mapping[str, Any], png: bytes) -> str:
@@ -148,7 +177,7 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
         rows.append([row["name"], row["status"], str(row["steps"]), f"{row['minutes']:.1f}", *figures, mark])
     counts = ", ".join(f"{number} {status}" for status, number in tree["num_trials"].items() if number)
     stability = [
-        [split, row["metric"], *(_spread(row[part]) for part in ("base", "best", "difference")), row["verdict"]]
+        [ARMS[row["arm"]], split, row["metric"], *(_spread(row[part]) for part in ("base", "values", "difference")), row["verdict"]]
         for split, part in tree["stability"].items()
         for row in part
         if row["seeds"]
@@ -156,8 +185,9 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
     parts = [
         f"<p>{counts}; {tree['hours']:.2f} hours. The best is {tree['best']}: best.yaml trains it again.</p>",
         f'<img alt="parallel coordinates, importance, front, learning curves" src="data:image/png;base64,{b64encode(png).decode()}">',
-        "<h2>Best and base, with seeds that the search did not see</h2>",
-        table(["split", "metric", "base", "best", "difference", ""], _escaped(stability)) if stability else "<p>Not compared.</p>",
+        "<h2>Against the base, with seeds that the search did not see</h2>",
+        table(["", "split", "metric", "base", "it", "difference", ""], _escaped(stability)) if stability else "<p>Not compared.</p>",
+        f"<p>{escape(_cost_line(tree))}</p>" if stability else "",
         *(f"<p>{escape(name)} failed: {escape(error)}</p>" for name, error in tree["stability_failures"].items()),
         "<h2>Trials</h2>",
         table(head, _escaped(rows), numbers=tuple(range(2, len(head) - 1))),

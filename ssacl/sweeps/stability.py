@@ -1,4 +1,4 @@
-"""Is the best better than the base, or was it lucky? Runs with other seeds, and intervals of their means."""
+"""Is the best better than the base, or was it lucky, and would learned weights do? Runs with other seeds, and intervals of their means."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from scipy import stats
 from ssacl.sweeps.ledger import Trial
 
 LEVEL = 0.95
+ARMS = {"best": "the best", "uncertainty": "learned weighting"}
+"""What is compared with the base -> its words."""
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
@@ -23,33 +25,35 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "values": array.tolist()}
 
 
-def compare_runs(runs: Sequence[tuple[Trial, float | None]], metric: str, mode: str) -> dict[str, Any]:
-    """The best against the base in one metric (each run with its value), over the seeds that both have trained to the end.
+def compare_runs(runs: Sequence[tuple[Trial, float | None]], arm: str, metric: str, mode: str) -> dict[str, Any]:
+    """An arm ("best" or "uncertainty") against the base in one metric (each run with its value), over the seeds that both have trained.
 
     Returns
     -------
     dict
-        `base`, `best` and `difference` (best minus base, seed by seed) as `mean_interval` gives them, and the `verdict` in words.
+        `base`, `values` (the arm's) and `difference` (arm minus base, seed by seed) as `mean_interval` gives them, and the `verdict` in
+        words.
     """
-    by_kind: dict[str, dict[int, float]] = {"base": {}, "best": {}}
+    by_kind: dict[str, dict[int, float]] = {"base": {}, arm: {}}
     for run, value in runs:
-        if run.status == "finished" and run.kind != "search" and value is not None:
+        if run.status == "finished" and run.kind in by_kind and value is not None:
             by_kind[run.kind][run.seed] = value
-    seeds = sorted(by_kind["base"].keys() & by_kind["best"].keys())
-    base, best = ([by_kind[kind][seed] for seed in seeds] for kind in ("base", "best"))
-    difference = mean_interval([ours - theirs for ours, theirs in zip(best, base, strict=True)])
+    seeds = sorted(by_kind["base"].keys() & by_kind[arm].keys())
+    base, ours = ([by_kind[kind][seed] for seed in seeds] for kind in ("base", arm))
+    difference = mean_interval([own - other for own, other in zip(ours, base, strict=True)])
     return {
+        "arm": arm,
         "metric": metric,
         "mode": mode,
         "seeds": seeds,
         "base": mean_interval(base),
-        "best": mean_interval(best),
+        "values": mean_interval(ours),
         "difference": difference,
-        "verdict": _verdict(difference, 1 if mode == "max" else -1),
+        "verdict": _verdict(difference, 1 if mode == "max" else -1, ARMS[arm]),
     }
 
 
-def _verdict(difference: dict[str, Any], sign: int) -> str:
+def _verdict(difference: dict[str, Any], sign: int, arm: str) -> str:
     if difference["mean"] is None:
         return "not compared"
     gain = sign * difference["mean"]
@@ -57,7 +61,7 @@ def _verdict(difference: dict[str, Any], sign: int) -> str:
         return "one seed says nothing"
     low, high = sorted(sign * end for end in difference["interval"])
     if low > 0:
-        return "the best is better"
+        return f"{arm} is better"
     if high < 0:
-        return "the best is worse"
+        return f"{arm} is worse"
     return f"no difference beyond the seeds' spread (on average {'better' if gain > 0 else 'worse' if gain < 0 else 'equal'})"
