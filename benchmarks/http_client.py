@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import httpx
 
@@ -25,7 +26,7 @@ class HttpClient:
         self.attempts: list[int] = []
         """Of each request; more than `MAX_ATTEMPTS` for one that was given up."""
 
-    def figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, Any]:
         """Requests, how many failed in the end, what the first attempts were answered with, and the most attempts that one took."""
         return {
             "requests": len(self.attempts),
@@ -34,13 +35,17 @@ class HttpClient:
             "most_attempts": max(self.attempts, default=0),
         }
 
+    def stop(self) -> None:
+        """Wait for the request in hand, and ask no more."""
+        self._stopped.set()
+        self._thread.join()
+
     def __enter__(self) -> HttpClient:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
+        self.stop()
 
     def _run(self) -> None:
         with httpx.Client(timeout=120, trust_env=False, headers={"content-type": "application/dicom"}) as client:
