@@ -284,12 +284,7 @@ class RunConfig(_Section):
     )
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False
-    gpus_per_train_worker: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="A share lets the runs of a sweep train side by side on one GPU; they must fit into its memory together.",
-    )
+    gpus_per_train_worker: float = Field(1.0, gt=0, le=1, description="A share: runs of a sweep side by side on one GPU.")
     stages: tuple[StageConfig, ...] = (
         StageConfig(kind="contrastive", num_epochs=30),
         StageConfig(kind="generation", num_epochs=20),
@@ -387,12 +382,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def yaml_number(value: Any) -> Any:
     """`value`, or the number that it is meant to be: YAML 1.1 reads "1e-4" (no dot) as a string."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -312,8 +312,8 @@ def test_serve_builds_the_application_with_the_version_that_the_channel_names(tm
     version = register(storage, open_storage(folder), folder)
     promote(storage, version.version, "stable")
     built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2})
-    settings = built._bound_deployment.init_args[1]
-    assert settings["checkpoint_url"] == version.model_url
+    replicas = built._bound_deployment.init_args[0]._bound_deployment
+    assert replicas.user_config["checkpoint_url"] == version.model_url
     assert settings["min_replicas"] == 2
     with pytest.raises(ConfigError):
         application({"checkpoint_url": "x", "revisions": 3})

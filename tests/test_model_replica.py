@@ -56,8 +56,12 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"checkpoint_url": str(folder), "generation": {"num_beams": 1, "max_new_tokens": 8}, "max_batch_size": 3, **changes}
 
 
+_runner = asyncio.Runner()
+
+
 def with_replica(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 120))
+    # One loop for all: Serve's batching has a queue per process, which stays with the loop that it was made in.
+    _runner.run(asyncio.wait_for(work, 250))
 
 
 def test_models_by_name_in_one_batch(folders: list[Path], versions: list[str]) -> None:

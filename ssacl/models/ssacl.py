@@ -120,13 +120,9 @@ class SSACL(nn.Module):
                 "lower the first or raise the second."
             )
         model = cls(config.model, config.losses, tokenizers, config.data.uncertain)
-        slots = len(LEAVES) + 1 + config.model.vision.num_patches + 2 * config.data.lm_max_tokens
-        if slots > model.language.max_positions:
-            logger.warning(
-                "Prefix, longest prompt and longest report may need %d slots, the language model has %d positions.",
-                slots,
-                model.language.max_positions,
-            )
+        slots, room = len(LEAVES) + 1 + config.model.vision.num_patches + 2 * config.data.lm_max_tokens, model.language.max_positions
+        if slots > room:
+            logger.warning("Prefix, longest prompt and longest report may need %d slots, the language model has %d positions.", slots, room)
         return model
 
     # Training
