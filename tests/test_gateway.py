@@ -135,7 +135,7 @@ class Broken(InProcess):
     def __init__(self) -> None:
         self.num_reports = 0
 
-    async def report(self, picture: Picture) -> DraftReport:
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         self.num_reports += 1
         raise RuntimeError("PLANTED")
 

@@ -42,10 +42,10 @@ class Dictating(InProcess):
 
     busy = False
 
-    async def report(self, picture: Picture) -> DraftReport:
+    async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         if self.busy:
             raise OverloadedError
-        draft = await super().report(picture)
+        draft = await super().report(picture, model)
         looked = self.generator.ground(picture, SENTENCES)
         sentences = [
             Sentence(
