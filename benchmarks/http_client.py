@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from ssacl.data.quiet import quiet_loggers
+
 REPEATED = (429, 500, 502, 503, 504)
 """Answers after which the same film may be sent again: a report changes nothing in the endpoint."""
 MAX_ATTEMPTS = 12
@@ -19,6 +21,8 @@ class HttpClient:
     """Posts one film after the other inside the block, in a thread of its own."""
 
     def __init__(self, url: str, film: bytes) -> None:
+        # Below its warnings httpx tells every request.
+        quiet_loggers("httpx", "httpcore")
         self._url, self._film = url, film
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
