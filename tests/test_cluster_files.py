@@ -314,7 +314,7 @@ def test_serve_builds_the_application_with_the_version_that_the_channel_names(tm
     built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2})
     replicas = built._bound_deployment.init_args[0]._bound_deployment
     assert replicas.user_config["checkpoint_url"] == version.model_url
-    assert settings["min_replicas"] == 2
+    assert built._bound_deployment.init_args[1]["min_replicas"] == 2
     with pytest.raises(ConfigError):
         application({"checkpoint_url": "x", "revisions": 3})
     # Serve itself passes the arguments of a file so, and refuses builders of several parameters.
