@@ -17,7 +17,8 @@ def stop_a_worker(metrics: Path, stopped: list[int], over: threading.Event) -> N
     while not metrics.exists():
         if over.wait(0.05):
             return
-    workers = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+    alive = [process for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
+    workers = [process for process in alive if "RayTrainWorker" in " ".join(process.cmdline())]
     if workers:
         os.kill(workers[-1].pid, signal.SIGSTOP)
         stopped.append(workers[-1].pid)
