@@ -13,6 +13,7 @@ from ssacl.errors import CheckpointError, DataError, SSACLError
 from ssacl.inference.files import Outcome, Predictor, already_done, find_inputs, open_out_folder, write_tables
 from ssacl.inference.generator import GenerationOptions
 from ssacl.progress import ProgressBar
+from ssacl.registry.addresses import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def run_predict(
     paths = [str(path) for path in find_inputs(inputs)]
     if not paths:
         raise DataError("No DICOM, PNG or JPEG file among the inputs. Give files, or folders that hold some.")
+    # Once: a channel that moves meanwhile must not put drafts of two models into one folder.
+    checkpoint_url = resolve_model(checkpoint_url)
     open_out_folder(out, checkpoint_url, options)
     done = {path: outcome for path in paths if (outcome := already_done(out, path, overlays)) is not None}
     missing = [path for path in paths if path not in done]

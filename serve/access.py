@@ -57,12 +57,16 @@ class AccessControl:
         Raises
         ------
         ProblemError
-            401 no valid credentials, 429 too many requests or refused credentials, 503 tokens cannot be checked now.
+            401 no valid credentials, 429 too many requests or refused credentials, 503 credentials cannot be checked now.
         """
         if not self._settings.is_on:
             return ANYBODY
         try:
             client = self._identify(authorization, api_key)
+        except ConfigError as error:
+            # Of the endpoint's own files or provider: nothing that the client could mend, and its text names the inside.
+            logger.error("%s", error)
+            raise ProblemError(503, "access", "Credentials cannot be checked", "Tell the operator, then try again.", 30) from None
         except ProblemError as problem:
             if problem.status == 401 and not self._limiter.hit(self._failures, "failure", address):
                 raise self._too_many(self._failures, "failure", address) from None
@@ -107,9 +111,6 @@ class AccessControl:
         # Its text would quote the token.
         except (jwt.PyJWTError, ValueError, TypeError):
             raise _refused("The token is not valid.", f'{_CHALLENGE}, error="invalid_token"') from None
-        except ConfigError as error:
-            logger.error("%s", error)
-            raise ProblemError(503, "tokens", "Tokens cannot be checked", "The identity provider is away. Try again later.", 30) from None
         scopes = claims.get("scope", "")
         named = scopes.split() if isinstance(scopes, str) else [item for item in scopes if isinstance(item, str)]
         identity = hashlib.sha256(f"{claims['iss']}\n{claims['sub']}".encode()).hexdigest()[:32]

@@ -14,7 +14,7 @@ from typing import Annotated, get_args
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from serve.service_settings import Scope
-from ssacl.errors import ConfigError
+from ssacl.errors import ConfigError, StorageError
 
 PREFIX = "ssacl_"
 _MAX_FILE_BYTES = 1 << 20
@@ -98,6 +98,8 @@ def add_key(path: Path, name: str, scopes: list[str], expires: datetime | None =
     ------
     ConfigError
         The name is taken, or name or scope is not allowed.
+    StorageError
+        The file cannot be written.
     """
     keys = read_keys(path) if path.exists() else []
     if any(key.name == name for key in keys):
@@ -119,6 +121,8 @@ def revoke_key(path: Path, name: str) -> None:
     ------
     ConfigError
         There is no such key.
+    StorageError
+        The file cannot be written.
     """
     keys = read_keys(path)
     left = [key for key in keys if key.name != name]
@@ -130,7 +134,12 @@ def revoke_key(path: Path, name: str) -> None:
 def _write(path: Path, keys: list[ApiKey]) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     text = json.dumps(_KEYS.dump_python(keys, mode="json", exclude_none=True), indent=1)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"The file of API keys {path} cannot be written ({error.strerror}). Give a place that this user may write."
+        ) from error

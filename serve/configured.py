@@ -20,8 +20,10 @@ def application(settings: dict[str, Any]) -> Application:
     Raises
     ------
     SSACLError
-        A setting is unknown or out of range, or the registry has no such channel.
+        A setting is unknown or out of range, everybody on the network could ask, or the registry has no such channel.
     """
     tree = {name: value for name, value in settings.items() if name != "revision"}
     checked = ServeSettings.parse(tree)
+    # The address is Serve's own setting, which is not told here: a cluster's is taken to be open.
+    checked.service.check_exposure("the address of a Serve config file")
     return build_app(checked.model_copy(update={"checkpoint_url": resolve_model(checked.checkpoint_url)}))

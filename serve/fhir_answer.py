@@ -51,7 +51,10 @@ def _bundle(report: DraftReport, request_id: str, version: FhirVersion) -> dict[
             "coding": [{"system": _LOINC, "code": "18748-4", "display": "Diagnostic imaging study"}],
             "text": "Chest X-ray, draft report",
         },
-        "identifier": [{"system": "urn:ssacl:request", "value": request_id}],
+        "identifier": [
+            {"system": "urn:ssacl:request", "value": request_id},
+            {"system": "urn:ssacl:image", "value": report.image_ref},
+        ],
         "issued": now,
         "performer": [{"reference": device}],
         "result": [{"reference": address} for address, _ in resources],
@@ -100,6 +103,5 @@ def _device(report: DraftReport, version: FhirVersion) -> dict[str, Any]:
         "resourceType": "Device",
         "version": [{"value": report.model_version}],
         "note": [{"text": report.disclaimer}],
-        "identifier": [{"system": "urn:ssacl:image", "value": report.image_ref}],
         **named,
     }

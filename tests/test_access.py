@@ -21,7 +21,7 @@ from serve.app import run_server
 from serve.service_settings import ServiceSettings
 from serve.settings import ServeSettings
 from ssacl.cli import main
-from ssacl.errors import ConfigError
+from ssacl.errors import ConfigError, StorageError
 
 ISSUER, AUDIENCE = "https://idp.example.org", "ssacl-endpoint"
 
@@ -193,6 +193,24 @@ def test_settings_and_key_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="damaged") as error:
         read_keys(damaged)
     assert "SECRET" not in str(error.value)
+
+
+def test_keys_that_become_unreadable_while_serving_are_the_operators_business(gateway: InProcess, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "pacs", ["models:read"])
+    api = made_api(gateway, access={"keys_file": str(keys)})
+    assert call(api, "GET", "/v1/models", key).status_code == 200
+    keys.write_text("[")
+    answer = call(api, "GET", "/v1/models", key)
+    assert str(tmp_path) not in json.dumps(refused(answer, 503))
+    keys.unlink()
+    refused(call(api, "GET", "/v1/models", key), 503)
+
+
+def test_a_file_of_keys_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        add_key(tmp_path / "missing" / "keys.json", "pacs", ["models:read"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_makes_and_withdraws_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

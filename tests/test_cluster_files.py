@@ -155,6 +155,10 @@ def test_serve_takes_the_configuration_and_both_copies_are_one() -> None:
     settings = ServeSettings.parse(arguments)
     # A channel moves without a failed request only where another replica answers meanwhile.
     assert settings.min_replicas >= 2
+    # Whoever reaches the address is asked who it is, the gateway too.
+    settings.service.check_exposure(tree["http_options"]["host"])
+    gateway = next(document for _, document in MANIFESTS if document["kind"] == "ConfigMap")["data"]["gateway.yaml"]
+    assert yaml.safe_load(gateway)["endpoint"]["authorization_env"]
 
 
 def test_the_gateway_takes_its_configuration(tmp_path: Path) -> None:
@@ -311,12 +315,15 @@ def test_serve_builds_the_application_with_the_version_that_the_channel_names(tm
     seal(folder, {"model_version": "w"})
     version = register(storage, open_storage(folder), folder)
     promote(storage, version.version, "stable")
-    built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2})
+    service = {"access": {"keys_file": "keys.json"}}
+    built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2, "service": service})
     replicas = built._bound_deployment.init_args[0]._bound_deployment
     assert replicas.user_config["checkpoint_url"] == version.model_url
     assert built._bound_deployment.init_args[1]["min_replicas"] == 2
     with pytest.raises(ConfigError):
         application({"checkpoint_url": "x", "revisions": 3})
+    with pytest.raises(ConfigError, match="no access is set up"):
+        application({"checkpoint_url": version.model_url})
     # Serve itself passes the arguments of a file so, and refuses builders of several parameters.
-    arguments = {"checkpoint_url": version.model_url, "revision": 1}
+    arguments = {"checkpoint_url": version.model_url, "revision": 1, "service": service}
     assert call_user_app_builder_with_args_if_necessary(application, arguments)

@@ -85,6 +85,7 @@ def test_fhir_on_request(gateway: InProcess, version: str, bundle: Any) -> None:
         assert float(observed[item["name"]].component[0].valueQuantity.value) == pytest.approx(100 * item["probability"], abs=0.006)
         assert observed[item["name"]].status == "preliminary"
     assert report.performer[0].reference in by_address
+    assert plain["image_ref"] in [item.value for item in report.identifier]
     assert "PLANTED" not in answer.text
 
 

@@ -24,7 +24,6 @@ from ssacl.data.storage import open_storage
 from ssacl.errors import CheckpointError, DataError, ImageError, SSACLError, StorageError
 from ssacl.inference.evidence import evidence_sheet_png
 from ssacl.inference.generator import GenerationOptions, ReportGenerator
-from ssacl.registry.addresses import resolve_model
 from ssacl.training.sealed import MANIFEST, check_folder
 
 _SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", "")
@@ -153,7 +152,7 @@ def open_out_folder(out: Path, checkpoint_url: str, options: GenerationOptions) 
     CheckpointError
         There is no whole model folder at `checkpoint_url`.
     """
-    identity = {"manifest_sha256": _manifest_sha256(resolve_model(checkpoint_url)), "options": options.model_dump()}
+    identity = {"manifest_sha256": _manifest_sha256(checkpoint_url), "options": options.model_dump()}
     record = out / "run.json"
     try:
         for folder in ("results", "overlays"):

@@ -15,6 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import ssacl
@@ -82,7 +83,7 @@ class Version:
             raise _damaged(self.version, what)
 
 
-def register(storage: Storage, folder_storage: Storage, folder: Any, card: str | None = None) -> Version:
+def register(storage: Storage, folder_storage: Storage, folder: Path, card: str | None = None) -> Version:
     """Copy a sealed model folder into the registry at `storage`; what is there already is left as it is.
 
     Parameters
