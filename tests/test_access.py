@@ -221,5 +221,8 @@ def test_the_command_makes_and_withdraws_keys(tmp_path: Path, capsys: pytest.Cap
     assert len(key) > 40
     assert main(["access", "add", "--keys", keys, "--name", "pacs", "--scope", "reports:write"]) != 0
     assert main(["access", "add", "--keys", keys, "--name", "other", "--scope", "everything"]) != 0
+    for days in ("-3", "0", "1e12", "nan"):
+        assert main(["access", "add", "--keys", keys, "--name", "short", "--scope", "reports:write", "--days", days]) == 1
+        assert "--days must be above 0" in capsys.readouterr().err
     assert main(["access", "revoke", "--keys", keys, "--name", "pacs"]) == 0
     assert read_keys(Path(keys)) == []

@@ -226,6 +226,8 @@ def test_what_is_no_model_is_not_registered(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path, folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     registry = str(tmp_path / "registry")
+    assert main(["model", "list", registry]) == 0
+    assert "holds no version" in capsys.readouterr().err
     (tmp_path / "card.md").write_text("# Our card\n")
     assert main(["model", "register", registry, str(folders[0]), "--card", str(tmp_path / "card.md")]) == 0
     version = capsys.readouterr().out.split()[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ssacl.commands import Commands
@@ -62,7 +63,10 @@ def _list(options: argparse.Namespace) -> int:
     pointing: dict[str, list[str]] = {}
     for name in channel_names(storage):
         pointing.setdefault(read_channel(storage, name).version, []).append(f"@{name}")
-    for name in version_names(storage):
+    names = version_names(storage)
+    if not names:
+        print(f"{options.registry} holds no version. Make one: ssacl model register {options.registry} MODEL", file=sys.stderr)
+    for name in names:
         version = open_version(storage, name)
         print(f"{name}  {version.record['registered_at']}  {version.signature}  {' '.join(pointing.get(name, []))}".rstrip())
     return 0
