@@ -21,10 +21,11 @@ from ssacl.data.lease import hold_lease
 from ssacl.data.loader import open_split
 from ssacl.data.storage import open_storage
 from ssacl.errors import TrainingError
+from ssacl.registry.versions import version_names
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import best_trial
 from ssacl.sweeps.ledger import CHECKS, HOLDER, Ledger, Trial
-from ssacl.sweeps.results import Results, export_best, write_results
+from ssacl.sweeps.results import Results, export_best, register_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up
 
@@ -65,6 +66,9 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
         The same sweep runs elsewhere.
     """
     counts = worker_counts(sweep.base)
+    if sweep.config.registry_url:
+        # So that a registry that is down or refuses is told before any trial.
+        version_names(open_storage(sweep.config.registry_url))
     open_split(open_storage(sweep.base.data.url), "train", purpose="training")
     # The same place from every process.
     places = {
@@ -90,9 +94,12 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
         if best is None:
             raise TrainingError("The budget ended before any trial had trained to its end: give the sweep more, and run it again.")
         export_best(ledger)
+        registered = register_best(ledger)
+        if registered:
+            logger.info("the best model is registered as %s", registered)
         _stability(ledger, best, at_once)
         drop_losers(ledger, patient=True)
-    return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name)
+    return write_results(ledger, out_folder or Path("sweeps") / sweep.config.name, registered)
 
 
 def _search(ledger: Ledger, at_once: int) -> None:

@@ -14,12 +14,15 @@ from scipy import stats
 from sweep_files import sweep_tree
 
 from ssacl.config import Config, load_config, parse_config
+from ssacl.data.storage import open_storage
 from ssacl.errors import CheckpointError, ConfigError, StorageError
+from ssacl.registry.channels import channel_names
+from ssacl.registry.versions import open_version, version_names
 from ssacl.sweeps.config import Budget, SweepConfig, checked_sweep, load_sweep
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
 from ssacl.sweeps.ledger import Ledger, Trial, trial_config
-from ssacl.sweeps.results import BEST_MODEL, export_best, write_results
+from ssacl.sweeps.results import BEST_MODEL, export_best, register_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up, with_values
 from ssacl.sweeps.stability import compare_runs, mean_interval
@@ -238,6 +241,39 @@ def test_the_best_model_is_copied_whole_and_a_new_best_takes_its_place(tmp_path:
     ledger.storage.sub(BEST_MODEL).delete("manifest.json")
     with pytest.raises(CheckpointError, match="damaged"):
         export_best(ledger)
+
+
+def test_the_best_model_is_registered_once_and_promoted_by_nobody(tmp_path: Path) -> None:
+    ledger = Ledger(make_sweep(tmp_path, objectives={"findings_f1": "max"}, registry_url=str(tmp_path / "registry")))
+
+    def finish(number: int, f1: float) -> None:
+        ledger.write(trial(number, f1))
+        folder = tmp_path / f"model-{number}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes([number]))
+        seal(folder, {"model_version": f"weights-{number}", "metrics": {"validation": {"joint": {"total": 1.5}}}})
+        upload_folder(folder, ledger.storage, f"runs/trial-{number:04d}/model")
+        export_best(ledger)
+
+    finish(0, 0.5)
+    address = register_best(ledger)
+    again = register_best(Ledger(make_sweep(tmp_path, objectives={"findings_f1": "max"}, registry_url=str(tmp_path / "registry"))))
+    registry = open_storage(tmp_path / "registry")
+    [name] = version_names(registry)
+    assert address == again == f"{registry.url}@{name}"
+    version = open_version(registry, name)
+    search = {"sweep": "tiny", "trial": "trial-0000", "findings_f1": 0.5}
+    assert version.record["metrics"] == {"validation": {"joint": {"total": 1.5}}, "search": search}
+    assert "trial-0000" in version.card()
+    assert version.check_files() == 1
+    assert channel_names(registry) == []
+    finish(1, 0.9)
+    assert register_best(ledger) != address, "a sweep that went on and has another best"
+    assert len(version_names(registry)) == 2
+    results = write_results(ledger, tmp_path / "out", address)
+    assert results.table["registered"] == address
+    assert f"Registered as {address}" in results.page.read_text()
+    assert register_best(Ledger(make_sweep(tmp_path, objectives={"findings_f1": "max"}))) == ""
 
 
 def test_the_first_limit_that_is_reached_ends_a_search() -> None:

@@ -22,6 +22,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="trials at a time, at most")
     parser.add_argument("--name", help="the sweep's name")
     parser.add_argument("--storage", metavar="URL", help="folder or s3:// prefix for ledger, runs and results")
+    parser.add_argument("--registry", metavar="URL", help="model registry in which the best model becomes a version")
     parser.add_argument("--address", metavar="HOST:PORT", help="join this Ray cluster instead of starting one here")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the training configuration, as in optim.lr=1e-4")
     parser.set_defaults(run=run)
@@ -37,13 +38,15 @@ def run(options: argparse.Namespace) -> int:
         "max_concurrent": options.max_concurrent,
         "name": options.name,
         "storage_url": options.storage,
+        "registry_url": options.registry,
     }
     sweep = load_sweep(options.config, options.overrides, changes)
     from ray_jobs.tune import run_sweep
 
     results = run_sweep(sweep, address=options.address)
     print(results.text)
-    print(
-        f"best: {results.best_yaml} (ssacl train --config {results.best_yaml})\nmodel: {results.table['best_model']}\npage: {results.page}"
-    )
+    print(f"best: {results.best_yaml} (ssacl train --config {results.best_yaml})\nmodel: {results.table['best_model']}")
+    if results.table["registered"]:
+        print(f"registered: {results.table['registered']}")
+    print(f"page: {results.page}")
     return 0

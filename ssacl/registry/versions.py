@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +84,9 @@ class Version:
             raise _damaged(self.version, what)
 
 
-def register(storage: Storage, folder_storage: Storage, folder: Path, card: str | None = None) -> Version:
+def register(
+    storage: Storage, folder_storage: Storage, folder: Path, card: str | None = None, metrics: Mapping[str, Any] | None = None
+) -> Version:
     """Copy a sealed model folder into the registry at `storage`; what is there already is left as it is.
 
     Parameters
@@ -91,6 +94,7 @@ def register(storage: Storage, folder_storage: Storage, folder: Path, card: str 
     folder_storage : where it comes from, for its record.
     folder : local path of the folder, verified.
     card : Markdown text; none: one is written from the manifest.
+    metrics : what was measured beside the manifest's metrics; it goes into record and written card.
 
     Raises
     ------
@@ -101,10 +105,10 @@ def register(storage: Storage, folder_storage: Storage, folder: Path, card: str 
     if "model_version" not in manifest:
         raise CheckpointError(f"{folder_storage.url} is a training checkpoint, not a model folder. Give the run's model/ folder.")
     manifest_sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    version = manifest_sha256[:12]
+    version, measured = manifest_sha256[:12], {**manifest.get("metrics", {}), **(metrics or {})}
     place = storage.sub(f"{VERSIONS}/{version}")
     if not place.exists(RECORD):
-        text = (card or write_card(version, manifest)).encode("utf-8")
+        text = (card or write_card(version, {**manifest, "metrics": measured})).encode("utf-8")
         upload_folder(folder, place, MODEL)
         place.write(CARD, text)
         record = {
@@ -115,7 +119,7 @@ def register(storage: Storage, folder_storage: Storage, folder: Path, card: str 
             "registered_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "registered_with": ssacl.__version__,
             "source": folder_storage.url,
-            "metrics": manifest.get("metrics", {}),
+            "metrics": measured,
         }
         content = json.dumps(record, indent=1, sort_keys=True).encode("utf-8")
         if (signature := sign(content)) is not None:

@@ -91,6 +91,9 @@ class SweepConfig(_Section):
     max_concurrent: Count = Field(64, description="Trials at a time, at most; the cluster's room decides below that.")
     seed: int = Field(0, description="Of the search; runs keep the base's run.seed.")
     stability: Stability = Stability()
+    registry_url: str = Field(
+        "", description="Model registry (folder or s3:// prefix) in which the best model becomes a version, never promoted; empty: none."
+    )
 
     @property
     def rung(self) -> tuple[str, str]:
@@ -107,7 +110,7 @@ class Sweep(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What a sweep of one name may not change half way; budget, concurrency and stability seeds it may."""
-        free = {"storage_url", "truth", "base", "budget", "max_concurrent", "stability"}
+        free = {"storage_url", "truth", "base", "budget", "max_concurrent", "stability", "registry_url"}
         return {**self.config.model_dump(mode="json", exclude=free), "base": run_settings(self.base)}
 
 

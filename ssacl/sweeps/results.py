@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ssacl.config import Config
+from ssacl.data.storage import open_storage
 from ssacl.evaluation.page import page, table
 from ssacl.inference.files import write_whole
+from ssacl.registry.versions import register
 from ssacl.sweeps.figures import sweep_png
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
@@ -36,15 +38,15 @@ class Results:
     text: str
 
 
-def write_results(ledger: Ledger, folder: Path) -> Results:
-    """Write the results of a search that has a finished trial.
+def write_results(ledger: Ledger, folder: Path, registered: str = "") -> Results:
+    """Write the results of a search that has a finished trial; `registered` is the best model's address in a registry.
 
     Raises
     ------
     StorageError
         Storage or the disk refuses.
     """
-    tree = sweep_table(ledger)
+    tree = sweep_table(ledger) | {"registered": registered}
     text = table_text(tree)
     png = sweep_png(ledger.sweep.config, ledger.trials(), tree)
     files = {
@@ -75,6 +77,29 @@ def export_best(ledger: Ledger) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ssacl-best-") as folder:
         upload_folder(download_folder(model, "", Path(folder) / BEST_MODEL), ledger.storage, BEST_MODEL)
+
+
+def register_best(ledger: Ledger) -> str:
+    """Make `best_model/` a version of the sweep's registry, with the trial's figures in its record; one that is there stays as it is.
+
+    Returns
+    -------
+    str
+        The version's address (REGISTRY@VERSION); empty where the sweep names no registry.
+
+    Raises
+    ------
+    RegistryError
+        The version that is there is damaged or not signed as asked for, or the signing key cannot be read.
+    """
+    config, best = ledger.sweep.config, _best(ledger)
+    if not config.registry_url:
+        return ""
+    found = {"sweep": config.name, "trial": best.name, **{name: best.value(name) for name in config.objectives}}
+    registry, source = open_storage(config.registry_url), ledger.storage.sub(BEST_MODEL)
+    with tempfile.TemporaryDirectory(prefix="ssacl-best-") as folder:
+        version = register(registry, source, download_folder(source, "", Path(folder) / BEST_MODEL), metrics={"search": found})
+    return f"{registry.url}@{version.version}"
 
 
 def best_config(ledger: Ledger) -> Config:
@@ -184,6 +209,7 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
     ]
     parts = [
         f"<p>{counts}; {tree['hours']:.2f} hours. The best is {tree['best']}: best.yaml trains it again.</p>",
+        f"<p>Registered as {escape(tree['registered'])}; no channel points to it by this.</p>" if tree["registered"] else "",
         f'<img alt="parallel coordinates, importance, front, learning curves" src="data:image/png;base64,{b64encode(png).decode()}">',
         "<h2>Against the base, with seeds that the search did not see</h2>",
         table(["", "split", "metric", "base", "it", "difference", ""], _escaped(stability)) if stability else "<p>Not compared.</p>",
