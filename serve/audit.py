@@ -7,27 +7,44 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from ssacl.errors import ConfigError
 
-_ACTIONS = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "DELETE": "D"}
-_TYPES = "http://terminology.hl7.org/CodeSystem/audit-event-type"
+_ACTIONS: dict[str, Literal["C", "R", "U", "D"]] = {"POST": "C", "GET": "R", "HEAD": "R", "PUT": "U", "DELETE": "D"}
+REST = ("http://terminology.hl7.org/CodeSystem/audit-event-type", "rest")
+_DICOM = "http://dicom.nema.org/resources/ontology/DCM"
+INSTANCES_TRANSFERRED, SECURITY_ALERT = (_DICOM, "110104"), (_DICOM, "110113")
+"""PS3.15 section A.5.3."""
 _AGENTS = "http://terminology.hl7.org/CodeSystem/v3-RoleClassRelational"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One request."""
+    """One request, or one instance that was handed in."""
 
     client: str
     """Name of the client; "" where it is not known."""
     address: str
     operation: str
-    method: str
-    status: int
+    action: Literal["C", "R", "U", "D", "E"]
+    outcome: Literal["0", "4", "8"]
+    """Success, the client's failure, ours."""
+    told: str
+    """Status of the answer."""
     request_id: str
     objects: tuple[str, ...] = ()
     """Hashes of what was read or made."""
+    kind: tuple[str, str] = REST
+    """Coding system and code."""
+
+    @classmethod
+    def of_request(
+        cls, client: str, address: str, operation: str, method: str, status: int, request_id: str, objects: tuple[str, ...]
+    ) -> Event:
+        """Of an HTTP request and the status that answers it."""
+        outcome: Literal["0", "4", "8"] = "0" if status < 400 else "4" if status < 500 else "8"
+        return cls(client, address, operation, _ACTIONS.get(method, "E"), outcome, str(status), request_id, objects)
 
 
 class AuditLog:
@@ -67,15 +84,14 @@ class AuditLog:
 
 
 def _tree(event: Event) -> dict[str, object]:
-    outcome = "0" if event.status < 400 else "4" if event.status < 500 else "8"
     return {
         "resourceType": "AuditEvent",
-        "type": {"system": _TYPES, "code": "rest"},
+        "type": {"system": event.kind[0], "code": event.kind[1]},
         "subtype": [{"system": "urn:ssacl:operation", "code": event.operation}],
-        "action": _ACTIONS.get(event.method, "E"),
+        "action": event.action,
         "recorded": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "outcome": outcome,
-        "outcomeDesc": str(event.status),
+        "outcome": event.outcome,
+        "outcomeDesc": event.told,
         "agent": [
             {
                 "type": {"coding": [{"system": _AGENTS, "code": "AGNT"}]},

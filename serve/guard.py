@@ -16,13 +16,15 @@ from starlette.exceptions import HTTPException
 
 from serve.access import AccessControl, Client
 from serve.audit import AuditLog, Event
-from serve.metrics import EndpointMetrics
+from serve.metrics import RequestMetrics
 from serve.problems import OverloadedError, ProblemError, problem_of
 from serve.service_settings import ServiceSettings
 from ssacl.errors import SSACLError
 
 logger = logging.getLogger(__name__)
 UNKNOWN = "unknown"
+_REQUEST_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A UUID, as the gateway makes one for each film and Serve's proxy for each request: taken over, so that all their logs name the same."""
 _PUBLIC = re.compile(r"/(?:healthz|readyz|openapi\.json|page/[\w.-]{1,80})?")
 """Health, the interface's description and the empty reader page: nothing of anybody."""
 _HEADERS = {
@@ -54,9 +56,9 @@ class Guard:
         The file of keys cannot be read, or the audit file not be written.
     """
 
-    def __init__(self, settings: ServiceSettings, operations: tuple[Operation, ...]) -> None:
+    def __init__(self, settings: ServiceSettings, operations: tuple[Operation, ...], metrics: RequestMetrics) -> None:
         self.access = AccessControl(settings.access)
-        self.metrics = EndpointMetrics()
+        self._metrics = metrics
         self._audit = AuditLog(settings.audit_file) if settings.audit_file else None
         self._operations = [(re.compile(operation.path), operation) for operation in operations]
 
@@ -72,7 +74,8 @@ class Guard:
             api.add_exception_handler(kind, failed)
 
     async def _pass(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request_id = request.state.request_id = uuid.uuid4().hex
+        given = request.headers.get("x-request-id", "")
+        request_id = request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request.state.client, request.state.objects = None, ()
         started = time.monotonic()
         operation = next(
@@ -81,7 +84,7 @@ class Guard:
         public = operation is None and request.method in ("GET", "HEAD") and _PUBLIC.fullmatch(request.url.path) is not None
         name = operation.name if operation else "public" if public else UNKNOWN
         try:
-            with self.metrics.in_hand.track_inprogress():
+            with self._metrics.in_hand.track_inprogress():
                 if not public:
                     request.state.client = await self._admit(request, operation)
                 response = await call_next(request)
@@ -95,8 +98,9 @@ class Guard:
         for header, value in _HEADERS.items():
             response.headers.setdefault(header, value)
         seconds = time.monotonic() - started
-        self.metrics.count(name, response.status_code, seconds)
-        logger.info("request %s: %s %d in %.3f s", request_id, name, response.status_code, seconds)
+        self._metrics.count(name, response.status_code, seconds)
+        told = {"request_id": request_id}
+        logger.info("request %s: %s %d in %.3f s", request_id, name, response.status_code, seconds, extra=told)
         return response
 
     async def _admit(self, request: Request, operation: Operation | None) -> Client:
@@ -113,7 +117,7 @@ class Guard:
     @staticmethod
     async def _recorded(audit: AuditLog, request: Request, operation: str, response: Response) -> Response:
         client: Client | None = request.state.client
-        event = Event(
+        event = Event.of_request(
             client.name if client else "",
             _address(request),
             operation,

@@ -15,7 +15,7 @@ from serve.film_answer import film_answer
 from serve.guard import Guard, Operation
 from serve.kept import KeptReports
 from serve.kept_routes import accepted, add_kept_routes
-from serve.metrics import MEDIA_TYPE
+from serve.metrics import MEDIA_TYPE, EndpointMetrics
 from serve.negotiation import answer_type, prefers_async
 from serve.page.routes import add_page
 from serve.problems import PROBLEM_TYPE, Problem, ProblemError, not_ready
@@ -83,8 +83,9 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
     }
     ok = {"model": ReportResponse, "content": other, "description": "The draft, a picture of its evidence, or its DICOM instances"}
     later = {"model": JobResponse, "description": "Accepted (Prefer: respond-async); Location says where the answer will be"}
-    guard = Guard(settings.service, OPERATIONS)
-    kept = KeptReports(settings.service.kept, settings.request_timeout_s, guard.metrics.pending.set) if settings.service.kept.url else None
+    figures = EndpointMetrics()
+    guard = Guard(settings.service, OPERATIONS, figures)
+    kept = KeptReports(settings.service.kept, settings.request_timeout_s, figures.pending.set) if settings.service.kept.url else None
 
     @api.post(
         "/v1/reports", responses={200: ok, 202: later, **problems}, openapi_extra={"requestBody": body}, summary="Draft report of one study"
@@ -150,7 +151,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
 
     @api.get("/metrics", summary="Figures of this ingress replica for Prometheus")
     async def metrics() -> Response:
-        return Response(guard.metrics.text(), headers={"content-type": MEDIA_TYPE})
+        return Response(figures.text(), headers={"content-type": MEDIA_TYPE})
 
     add_page(api)
     guard.install(api)

@@ -1,4 +1,4 @@
-"""Figures of one ingress replica for Prometheus. Labels are operations and statuses, nothing of clients or patients."""
+"""Figures of one process for Prometheus. Labels are operations, statuses and names of the configuration, nothing of clients or patients."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class EndpointMetrics:
-    """Each API has its own registry, so that two in one process do not mix."""
+class RequestMetrics:
+    """What a `Guard` counts. Each API has its own registry, so that two in one process do not mix."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         labels = ("operation", "status")
-        self._requests = Counter("ssacl_requests_total", "Requests answered.", labels, registry=self._registry)
+        self._requests = Counter("ssacl_requests_total", "Requests answered.", labels, registry=self.registry)
         buckets = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
         self._seconds = Histogram(
-            "ssacl_request_seconds", "From request to answer.", ("operation",), buckets=buckets, registry=self._registry
+            "ssacl_request_seconds", "From request to answer.", ("operation",), buckets=buckets, registry=self.registry
         )
-        self.in_hand = Gauge("ssacl_requests_in_hand", "Requests being answered.", registry=self._registry)
-        self.pending = Gauge("ssacl_kept_reports_pending", "Accepted with respond-async and not answered yet.", registry=self._registry)
+        self.in_hand = Gauge("ssacl_requests_in_hand", "Requests being answered.", registry=self.registry)
 
     def count(self, operation: str, status: int, seconds: float) -> None:
         """Note an answered request."""
@@ -28,4 +27,12 @@ class EndpointMetrics:
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
+
+
+class EndpointMetrics(RequestMetrics):
+    """Of an ingress replica."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending = Gauge("ssacl_kept_reports_pending", "Accepted with respond-async and not answered yet.", registry=self.registry)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from ssacl.errors import ConfigError, GenerationError, SSACLError
-from ssacl.inference.generator import TimeLimitError
+from ssacl.inference.options import TimeLimitError
 
 PROBLEM_TYPE = "application/problem+json"
 _RETRY_AFTER_S = 5

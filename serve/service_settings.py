@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ssacl.errors import ConfigError
 
-Scope = Literal["reports:write", "reports:read", "models:read", "metrics:read"]
+Scope = Literal["reports:write", "reports:read", "models:read", "metrics:read", "studies:write"]
+"""The last one is asked for by the gateway's STOW-RS receiver, the others by the endpoint."""
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 """Signatures of a private key. None of a shared secret: whoever could check a token could then make one."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dicom_files import dicom, film
 
 from benchmarks.gateway_nodes import CALLER, Archive, free_port, running_archive, send
 from serve.gateway.config import GatewayConfig
 
-__all__ = ["CALLER", "Archive", "free_port", "gateway_config", "running_archive", "send", "study_film", "until"]
+__all__ = ["CALLER", "Archive", "free_port", "gateway_config", "made_certificate", "running_archive", "send", "study_film", "until"]
 
 
 def until(condition: Callable[[], Any], limit_s: float = 60.0) -> None:
@@ -49,3 +51,15 @@ def gateway_config(spool: Path, endpoint_port: int, archive_port: int, **changes
         "limits": {"min_free_bytes": 0},
     }
     return GatewayConfig.model_validate({**tree, **changes})
+
+
+def made_certificate(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key of 127.0.0.1, signed by itself."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    try:
+        subprocess.run([*command, *subject, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed (Debian package openssl)")
+    return cert, key

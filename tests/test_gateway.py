@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_files import film
-from dicom_nodes import CALLER, Archive, free_port, gateway_config, running_archive, send, study_film, until
+from dicom_nodes import CALLER, Archive, free_port, gateway_config, made_certificate, running_archive, send, study_film, until
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from pynetdicom import AE
 from report_endpoint import InProcess, running_endpoint
 from tiny_model import tiny_model_folder
 
 from serve.gateway.config import GatewayConfig
-from serve.gateway.routing import decide
+from serve.gateway.routing import Caller, decide
 from serve.gateway.service import Gateway
 from serve.gateway.spool import read_status
 from ssacl.data.dicom import Picture
@@ -228,7 +227,7 @@ RULES = [
 )
 def test_rules(tmp_path: Path, caller: str, attributes: dict[str, Any], action: str, reason: str, destinations: tuple[str, ...]) -> None:
     config = gateway_config(tmp_path, 1, 1, calling_ae=[CALLER, "OUTSIDE"], rules=RULES, otherwise="refuse")
-    decision = decide(config, caller, pydicom.dcmread(io.BytesIO(study_film(1, **attributes))))
+    decision = decide(config, Caller(caller, "c-store"), pydicom.dcmread(io.BytesIO(study_film(1, **attributes))))
     assert (decision.action, decision.reason, decision.destinations) == (action, reason, destinations)
 
 
@@ -240,20 +239,8 @@ def test_a_refused_and_a_passed_film_are_answered_by_rule(tmp_path: Path) -> Non
     assert (status["waiting"], status["done"]) == (0, {"passed lateral film": 1})
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    try:
-        subprocess.run([*command, *subject, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed (Debian package openssl)")
-    return cert, key
-
-
-def test_tls_with_client_certificates(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    cert, key = certificate
+def test_tls_with_client_certificates(tmp_path: Path) -> None:
+    cert, key = made_certificate(tmp_path)
     tls = {"certificate": str(cert), "private_key": str(key), "client_ca": str(cert)}
     with Gateway(gateway_config(tmp_path / "spool", free_port(), free_port(), tls=tls)) as gateway:
         known = ssl.create_default_context(cafile=str(cert))

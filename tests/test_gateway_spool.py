@@ -26,11 +26,11 @@ def opened(folder: Path, **retention: float) -> Spool:
 
 def test_what_was_accepted_is_there_after_a_crash(tmp_path: Path) -> None:
     spool = opened(tmp_path)
-    key = spool.accept(b"film", "1.2.3", "CALLER", ["archive"])
+    key = spool.accept(b"film", "1.2.3", "CALLER", ["archive"], "0" * 32)
     assert key == key_of("1.2.3")
     spool.keep_results(key, [b"report", b"overlay"])
     # As kill -9 leaves it: half-written things, and a second instance settled but not yet removed.
-    second = spool.accept(b"other", "1.2.4", "CALLER", ["archive"])
+    second = spool.accept(b"other", "1.2.4", "CALLER", ["archive"], "0" * 32)
     (tmp_path / "incoming" / "half").mkdir()
     (tmp_path / "incoming" / "half" / "film.dcm").write_bytes(b"fi")
     (tmp_path / "done" / f"{second}.json").write_text('{"outcome": "reported"}')
@@ -41,16 +41,16 @@ def test_what_was_accepted_is_there_after_a_crash(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in spool.results(key)] == [b"report", b"overlay"]
     assert spool.entry(key).pending == ("archive",)
     assert list((tmp_path / "incoming").iterdir()) == []
-    assert spool.accept(b"film", "1.2.3", "CALLER", ["archive"]) is None
-    assert spool.accept(b"other", "1.2.4", "CALLER", ["archive"]) is None
+    assert spool.accept(b"film", "1.2.3", "CALLER", ["archive"], "0" * 32) is None
+    assert spool.accept(b"other", "1.2.4", "CALLER", ["archive"], "0" * 32) is None
     spool.settle(key, "reported")
     assert spool.waiting() == []
-    assert spool.accept(b"film", "1.2.3", "CALLER", ["archive"]) is None
+    assert spool.accept(b"film", "1.2.3", "CALLER", ["archive"], "0" * 32) is None
 
 
 def test_a_damaged_entry_is_set_aside_and_stops_nothing(tmp_path: Path) -> None:
     spool = opened(tmp_path)
-    key, other = (spool.accept(b"film", uid, "CALLER", []) for uid in ("1.2.3", "1.2.4"))
+    key, other = (spool.accept(b"film", uid, "CALLER", [], "0" * 32) for uid in ("1.2.3", "1.2.4"))
     spool.close()
     (tmp_path / "waiting" / str(key) / "entry.json").write_text("{")
     assert opened(tmp_path).waiting() == [other]
@@ -69,7 +69,7 @@ def test_what_is_settled_goes_after_its_time(tmp_path: Path) -> None:
     spool = opened(tmp_path, done_s=100, quarantine_s=100)
     for uid in ("1.1", "1.2"):
         spool.settle_unread(uid, "passed", "lateral")
-        key = spool.accept(b"film", f"{uid}.9", "CALLER", [])
+        key = spool.accept(b"film", f"{uid}.9", "CALLER", [], "0" * 32)
         assert key
         spool.quarantine(spool.entry(key), "blank")
     for old in (tmp_path / "done" / f"{key_of('1.1')}.json", tmp_path / "quarantine" / key_of("1.1.9")):
@@ -77,16 +77,16 @@ def test_what_is_settled_goes_after_its_time(tmp_path: Path) -> None:
     spool.sweep()
     status = read_status(tmp_path)
     assert (status["done"], status["quarantine"]) == ({"passed lateral": 1}, {"blank": 1})
-    assert spool.accept(b"film", "1.1", "CALLER", [])
+    assert spool.accept(b"film", "1.1", "CALLER", [], "0" * 32)
 
 
 def test_bytes_are_bounded_by_what_waits(tmp_path: Path) -> None:
     spool = Spool(tmp_path, Limits(min_free_bytes=0, max_spool_bytes=1 << 20), Retention())
-    key = spool.accept(bytes(600 << 10), "1.1", "CALLER", [])
+    key = spool.accept(bytes(600 << 10), "1.1", "CALLER", [], "0" * 32)
     with pytest.raises(SpoolFullError):
-        spool.accept(bytes(600 << 10), "1.2", "CALLER", [])
+        spool.accept(bytes(600 << 10), "1.2", "CALLER", [], "0" * 32)
     spool.settle(str(key), "reported")
-    assert spool.accept(bytes(600 << 10), "1.2", "CALLER", [])
+    assert spool.accept(bytes(600 << 10), "1.2", "CALLER", [], "0" * 32)
 
 
 def test_success_is_never_told_for_what_another_is_still_writing(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_success_is_never_told_for_what_another_is_still_writing(tmp_path: Path)
 
     def meanwhile(*arguments: Any) -> None:
         with pytest.raises(SpoolFullError):
-            spool.accept(b"film", "1.2.3", "OTHER", [])
+            spool.accept(b"film", "1.2.3", "OTHER", [], "0" * 32)
         write(*arguments)
 
     spool._write_instance = meanwhile  # type: ignore[method-assign]
-    assert spool.accept(b"film", "1.2.3", "CALLER", [])
-    assert spool.accept(b"film", "1.2.3", "OTHER", []) is None
+    assert spool.accept(b"film", "1.2.3", "CALLER", [], "0" * 32)
+    assert spool.accept(b"film", "1.2.3", "OTHER", [], "0" * 32) is None
 
 
 def test_waiting_doubles_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:

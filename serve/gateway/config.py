@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serve.service_settings import AccessSettings
 from ssacl.errors import ConfigError
 
 AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
@@ -59,7 +60,8 @@ Destination = Annotated[CStoreDestination | StowDestination, Field(discriminator
 class Rule(_Part):
     """What is done with an instance that meets all conditions given; the first such rule counts."""
 
-    calling_ae: tuple[AeTitle, ...] | None = Field(None, description="Callers; none given: any.")
+    calling_ae: tuple[AeTitle, ...] | None = Field(None, description="Callers by C-STORE; none given: any, and those by STOW-RS too.")
+    client: tuple[str, ...] | None = Field(None, description='Callers by STOW-RS: "key:NAME" for an API key; none given: any.')
     modality: tuple[str, ...] | None = Field(None, description="DICOM Modality values.")
     view: tuple[str, ...] | None = Field(None, description='View positions ("PA", "AP", ...; "" for films that name none).')
     subject: tuple[Subject, ...] | None = Field(None, description="What the header says is on the film.")
@@ -68,6 +70,24 @@ class Rule(_Part):
     )
     reason: str = Field("", max_length=64, pattern=r"^[ -\[\]-~]*$", description="Told to the caller and kept in the record.")
     destinations: tuple[str, ...] | None = Field(None, description="Names of destinations; none given: all.")
+
+
+class Web(_Part):
+    """The STOW-RS receiver (PS3.18 section 10.5)."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; another machine's callers need `access`.")
+    port: int = Field(8043, ge=0, le=65535, description="0 takes a free one.")
+    tls: ServerTls | None = None
+    access: AccessSettings = Field(AccessSettings(), description="As of the endpoint; the scope is studies:write.")
+    max_requests: int = Field(4, ge=1, description="Answered at once; memory: about twice `limits.max_instance_bytes` for each.")
+    max_instances: int = Field(10_000, ge=1, description="Of one request; beyond it 413.")
+
+
+class Figures(_Part):
+    """Where Prometheus reads. Nobody is asked who they are; figures hold nothing of patients."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(9464, ge=0, le=65535, description="0 takes a free one.")
 
 
 class Endpoint(_Part):
@@ -117,6 +137,9 @@ class GatewayConfig(_Part):
     calling_ae: tuple[AeTitle, ...] = Field(min_length=1, description="AE titles that may call; all others are rejected.")
     tls: ServerTls | None = None
     secondary_capture: bool = Field(False, description="Take Secondary Capture images too, as scanners of old films send them.")
+    web: Web | None = Field(None, description="Without it no STOW-RS is received.")
+    metrics: Figures | None = Field(None, description="Without it no figures are given.")
+    audit_file: Path | None = Field(None, description="FHIR AuditEvents are appended here, one JSON object a line.")
     spool: Path = Field(description="Folder of the spool, on a disk of this machine.")
     endpoint: Endpoint = Endpoint()
     destinations: dict[str, Destination] = Field(min_length=1)

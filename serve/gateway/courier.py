@@ -14,6 +14,7 @@ from functools import partial
 from serve.gateway.config import Retry
 from serve.gateway.delivery import Sender
 from serve.gateway.endpoint import ReportClient
+from serve.gateway.metrics import GatewayMetrics
 from serve.gateway.outcomes import AwayError, FailedError, RefusedError
 from serve.gateway.spool import Entry, Spool
 
@@ -55,8 +56,16 @@ def delay_s(retry: Retry, failures: int) -> float:
 class Courier:
     """Threads that take waiting instances, the one due first."""
 
-    def __init__(self, spool: Spool, endpoint: ReportClient, senders: Mapping[str, Sender], retry: Retry, num_threads: int) -> None:
-        self._spool, self._endpoint, self._senders, self._retry = spool, endpoint, senders, retry
+    def __init__(
+        self,
+        spool: Spool,
+        endpoint: ReportClient,
+        senders: Mapping[str, Sender],
+        retry: Retry,
+        num_threads: int,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._spool, self._endpoint, self._senders, self._retry, self._metrics = spool, endpoint, senders, retry, metrics
         self._backoffs = {name: Backoff(retry) for name in (_ENDPOINT, *senders)}
         self._due: list[tuple[float, str]] = []
         self._wake, self._stopped = threading.Condition(), False
@@ -123,8 +132,8 @@ class Courier:
         entry = self._spool.entry(key)
         try:
             if not self._spool.results(key):
-                self._try(_ENDPOINT, lambda: self._spool.keep_results(key, self._endpoint.results_of(self._spool.film(key))))
-                logger.info("%s: reported", key[:12])
+                self._try(_ENDPOINT, lambda: self._report(entry))
+                _log(logging.INFO, entry, "reported")
             self._deliver(entry)
         except AwayError as away:
             self._put_off(self._spool.entry(key), away.reason, away.retry_after_s or 0.0)
@@ -138,7 +147,11 @@ class Courier:
             self._set_aside(self._spool.entry(key), refusal.reason)
         else:
             self._spool.settle(key, "reported")
-            logger.info("%s: delivered", key[:12])
+            self._metrics.settled("delivered")
+            _log(logging.INFO, entry, "delivered")
+
+    def _report(self, entry: Entry) -> None:
+        self._spool.keep_results(entry.key, self._endpoint.results_of(self._spool.film(entry.key), entry.request_id))
 
     def _deliver(self, entry: Entry) -> None:
         """Send to every destination that has not taken the results yet; one that is away holds up no other.
@@ -174,10 +187,18 @@ class Courier:
         backoff = self._backoffs[target]
         if wait_s := backoff.wait_s():
             raise AwayError(f"destination_{target}_away" if target else "endpoint_away", wait_s)
+        outcome = "failed"
         try:
             work()
+            outcome = "done"
         except AwayError as away:
+            outcome = "away"
             raise AwayError(away.reason, backoff.failed(away.retry_after_s)) from None
+        except RefusedError:
+            outcome = "refused"
+            raise
+        finally:
+            self._metrics.attempted(target or "endpoint", outcome)
         backoff.succeeded()
 
     def _put_off(self, entry: Entry, reason: str, after_s: float) -> None:
@@ -186,9 +207,14 @@ class Courier:
             return
         if (entry.reason, entry.attempts) != (reason, self._spool.entry(entry.key).attempts):
             self._spool.update(replace(entry, reason=reason))
-            logger.warning("%s: put off: %s", entry.key[:12], reason)
+            _log(logging.WARNING, entry, f"put off: {reason}")
         self.add(entry.key, after_s)
 
     def _set_aside(self, entry: Entry, reason: str) -> None:
         self._spool.quarantine(entry, reason)
-        logger.error("%s: quarantined: %s", entry.key[:12], reason)
+        self._metrics.settled("quarantined")
+        _log(logging.ERROR, entry, f"quarantined: {reason}")
+
+
+def _log(level: int, entry: Entry, told: str) -> None:
+    logger.log(level, "request %s: %s %s", entry.request_id, entry.key[:12], told, extra={"request_id": entry.request_id})

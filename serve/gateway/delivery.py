@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,11 +12,11 @@ import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
-from serve.gateway.config import ClientTls, CStoreDestination, Destination, StowDestination
+from serve.gateway.config import CStoreDestination, Destination, StowDestination
 from serve.gateway.endpoint import RESULTS
 from serve.gateway.outcomes import AwayError, RefusedError
+from serve.gateway.tls import client_context
 from ssacl.data.quiet import quiet_loggers
-from ssacl.errors import ConfigError
 
 if TYPE_CHECKING:
     from dicomweb_client import DICOMwebClient
@@ -52,7 +51,7 @@ class CStoreSender:
     def __init__(self, name: str, destination: CStoreDestination, ae_title: str) -> None:
         quiet_loggers("pydicom", "pynetdicom")
         self._name, self._destination, self._ae_title = name, destination, ae_title
-        self._tls = _client_context(destination.tls) if destination.tls else None
+        self._tls = client_context(destination.tls) if destination.tls else None
 
     def send(self, results: Sequence[Path]) -> None:
         ae = AE(self._ae_title)
@@ -120,14 +119,3 @@ class StowSender:
             session = session_utils.add_basic_auth_to_session(session, user, password) or session
         headers = {"Authorization": f"Bearer {token}"} if token and not user else None
         return DICOMwebClient(self._url, session=session, headers=headers)
-
-
-def _client_context(tls: ClientTls) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        if tls.certificate:
-            context.load_cert_chain(tls.certificate, tls.private_key)
-    except OSError as error:
-        raise ConfigError("A TLS file of a destination cannot be read. Give PEM files that this user may read.") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

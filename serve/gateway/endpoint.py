@@ -45,8 +45,8 @@ class ReportClient:
         """Close its connections."""
         self._client.close()
 
-    def results_of(self, film: bytes) -> list[bytes]:
-        """The result instances of a film, DICOM files.
+    def results_of(self, film: bytes, request_id: str) -> list[bytes]:
+        """The result instances of a film, DICOM files; the endpoint takes over the request's id.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class ReportClient:
             By what the endpoint answers, or that it does not.
         """
         try:
-            with self._client.stream("POST", self._url, content=film) as answer:
+            with self._client.stream("POST", self._url, content=film, headers={"x-request-id": request_id}) as answer:
                 body = _bounded(answer)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
             raise AwayError("endpoint_away") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import socket
 import socketserver
@@ -12,58 +11,36 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import pydicom
-from pydicom import Dataset, uid
+from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined, unused-ignore]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from serve.gateway.config import GatewayConfig, ServerTls
-from serve.gateway.outcomes import SpoolFullError
-from serve.gateway.routing import decide
-from serve.gateway.spool import Spool, key_of
+from serve.gateway.config import GatewayConfig
+from serve.gateway.intake import CANNOT_UNDERSTAND, SUCCESS, SYNTAXES, Intake, Taken
+from serve.gateway.routing import Caller
+from serve.gateway.tls import server_context
 from ssacl.data.quiet import quiet_loggers
-from ssacl.errors import ConfigError, ServeError
+from ssacl.errors import ServeError
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
 
 logger = logging.getLogger(__name__)
-FILMS = (
-    uid.ComputedRadiographyImageStorage,
-    uid.DigitalXRayImageStorageForPresentation,
-    uid.DigitalXRayImageStorageForProcessing,
-)
-SYNTAXES = (
-    uid.ExplicitVRLittleEndian,
-    uid.ImplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.JPEGLossless,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLSLossless,
-    uid.JPEGLSNearLossless,
-    uid.JPEG2000Lossless,
-    uid.JPEG2000,
-    uid.HTJ2KLossless,
-    uid.HTJ2K,
-    uid.RLELossless,
-)
-"""No deflated data sets: nobody compresses films so, and their size is unknown before they are unpacked."""
-SUCCESS, OUT_OF_RESOURCES, NOT_AUTHORIZED, MISMATCH, CANNOT_UNDERSTAND, FAILURE = 0x0000, 0xA700, 0x0124, 0xA900, 0xC000, 0x0110
+TurnedAway = Callable[[str, Caller], None]
+"""Told "association" or "tls", and who it was."""
 _HANDSHAKE_S = 10.0
 _SPARE_BYTES = 1 << 20
 """Of an association, beside the instance: PDU headers and commands."""
 
 
 class Receiver:
-    """The DICOM node. `on_new` is told the key of each instance that was put in the spool."""
+    """The DICOM node. `turned_away` is told of each caller that is not let in."""
 
-    def __init__(self, config: GatewayConfig, spool: Spool, on_new: Callable[[str], None]) -> None:
+    def __init__(self, config: GatewayConfig, intake: Intake, turned_away: TurnedAway) -> None:
         quiet_loggers("pydicom", "pynetdicom")
-        self._config, self._spool, self._on_new = config, spool, on_new
+        self._config, self._intake, self._turned_away = config, intake, turned_away
         self._ae = ae = AE(config.ae_title)
         ae.require_called_aet = True
         ae.require_calling_aet = list(config.calling_ae)
@@ -71,7 +48,7 @@ class Receiver:
         ae.network_timeout = ae.dimse_timeout = config.limits.network_timeout_s
         ae.acse_timeout = min(10.0, config.limits.network_timeout_s)
         ae.add_supported_context(Verification)
-        for sop_class in (*FILMS, uid.SecondaryCaptureImageStorage)[: len(FILMS) + int(config.secondary_capture)]:
+        for sop_class in intake.sop_classes:
             ae.add_supported_context(sop_class, list(SYNTAXES))
         self._server: _Server | None = None
 
@@ -86,7 +63,7 @@ class Receiver:
             A TLS file cannot be used.
         """
         handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo), (evt.EVT_REJECTED, self._rejected)]
-        tls = _server_context(self._config.tls) if self._config.tls else None
+        tls = server_context(self._config.tls) if self._config.tls else None
         limits, address = self._config.limits, (self._config.host, self._config.port)
         try:
             self._server = self._ae.make_server(
@@ -97,7 +74,7 @@ class Receiver:
             )
         except OSError as error:
             raise ServeError(f"Cannot listen on {address[0]}:{address[1]}. Choose another host or port in the configuration.") from error
-        self._server.tls, self._server.timeout_s = tls, limits.network_timeout_s
+        self._server.tls, self._server.timeout_s, self._server.turned_away = tls, limits.network_timeout_s, self._turned_away
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="ssacl-receiver", daemon=True).start()
         return int(self._server.server_address[1])
 
@@ -112,48 +89,20 @@ class Receiver:
         return SUCCESS
 
     def _rejected(self, event: Event) -> None:
+        caller = _caller(event)
         logger.warning("an association was rejected: calling or called AE title not accepted, or too many at once")
+        self._turned_away("association", caller)
 
-    def _store(self, event: Event) -> Dataset | int:
+    def _store(self, event: Event) -> Dataset:
         getattr(event.assoc, "meter", _NO_METER).reset()
+        announced = (event.request.AffectedSOPClassUID, event.request.AffectedSOPInstanceUID)
         try:
-            return self._accept(event)
-        except SpoolFullError:
-            logger.error("refused an instance: the spool or the disk is full")
-            return _status(OUT_OF_RESOURCES, "out of space, send again later")
-        except OSError as error:
-            logger.error("refused an instance: the spool cannot be written (%s)", type(error).__name__)
-            return _status(OUT_OF_RESOURCES, "spool cannot be written")
-        # Whatever is wrong with an instance must not end the node; the text of an error may quote the header.
+            content = event.encoded_dataset()
+        # Before anything of it could be read.
         except Exception as error:
-            logger.error("refused an instance: %s", type(error).__name__)
-            return _status(FAILURE, "internal error")
-
-    def _accept(self, event: Event) -> Dataset | int:
-        calling_ae = str(event.assoc.requestor.ae_title).strip()
-        content = event.encoded_dataset()
-        if len(content) > self._config.limits.max_instance_bytes:
-            return _status(OUT_OF_RESOURCES, "instance too large")
-        try:
-            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-            sop_instance_uid = str(header.SOPInstanceUID)
-        except Exception:
-            return _status(CANNOT_UNDERSTAND, "data set cannot be read")
-        if sop_instance_uid != str(event.request.AffectedSOPInstanceUID) or header.SOPClassUID != event.request.AffectedSOPClassUID:
-            return _status(MISMATCH, "data set is not the instance announced")
-        name, decision = key_of(sop_instance_uid)[:12], decide(self._config, calling_ae, header)
-        if decision.action == "refuse":
-            logger.info("%s: refused from %s: %s", name, calling_ae, decision.reason)
-            return _status(NOT_AUTHORIZED, f"refused: {decision.reason}")
-        if decision.action == "pass":
-            self._spool.settle_unread(sop_instance_uid, "passed", decision.reason)
-            logger.info("%s: passed from %s: %s", name, calling_ae, decision.reason)
-            return SUCCESS
-        key = self._spool.accept(content, sop_instance_uid, calling_ae, decision.destinations)
-        logger.info("%s: %s from %s", name, "accepted" if key else "known already", calling_ae)
-        if key:
-            self._on_new(key)
-        return SUCCESS
+            logger.error("an instance cannot be read: %s", type(error).__name__)
+            return _status(Taken(CANNOT_UNDERSTAND, "data set cannot be read"))
+        return _status(self._intake.take(content, _caller(event), lambda ds: (ds.SOPClassUID, ds.SOPInstanceUID) == announced))
 
 
 class _Server(ThreadedAssociationServer):
@@ -161,6 +110,7 @@ class _Server(ThreadedAssociationServer):
 
     tls: ssl.SSLContext | None = None
     timeout_s = 60.0
+    turned_away: TurnedAway
 
     def shutdown(self) -> None:
         # pynetdicom's own strikes the server off a list that only its other way of starting one puts it on.
@@ -174,6 +124,7 @@ class _Server(ThreadedAssociationServer):
             request.settimeout(self.timeout_s)
         except OSError:
             logger.warning("a connection was refused: no TLS, or no certificate that is accepted")
+            self.turned_away("tls", Caller("", "c-store", str(client_address[0])))
             with contextlib.suppress(OSError):
                 request.shutdown(socket.SHUT_RDWR)
             request.close()
@@ -213,20 +164,14 @@ def _bounded_handler(limit: int) -> type[RequestHandler]:
     return BoundedHandler
 
 
-def _status(code: int, comment: str) -> Dataset:
+def _caller(event: Event) -> Caller:
+    requestor = event.assoc.requestor
+    return Caller(str(requestor.ae_title).strip(), "c-store", str(requestor.address or ""))
+
+
+def _status(taken: Taken) -> Dataset:
     ds = Dataset()
-    ds.Status, ds.ErrorComment = code, comment[:64]
+    ds.Status = taken.status
+    if taken.status != SUCCESS:
+        ds.ErrorComment = taken.comment[:64]
     return ds
-
-
-def _server_context(tls: ServerTls) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.private_key)
-        if tls.client_ca:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:
-        raise ConfigError("The TLS certificate, key or client_ca cannot be read. Give PEM files that this user may read.") from error
-    return context

@@ -22,22 +22,42 @@ class Decision:
     destinations: tuple[str, ...] = ()
 
 
-def decide(config: GatewayConfig, calling_ae: str, ds: Dataset) -> Decision:
+OWN_RESULT = "own_result"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who hands an instance in."""
+
+    name: str
+    """AE title of a C-STORE, name of a STOW-RS client ("key:pacs")."""
+    way: Literal["c-store", "stow-rs"]
+    address: str = ""
+
+
+def decide(config: GatewayConfig, caller: Caller, ds: Dataset) -> Decision:
     """The first rule that the instance meets, or what is done otherwise."""
     # An archive that forwards whole studies sends our results back to us: nothing is ever made of them.
     if text_value(ds, "Manufacturer") == MANUFACTURER.upper() and text_value(ds, "ManufacturerModelName") == MODEL_NAME.upper():
-        return Decision("pass", "own_result")
+        return Decision("pass", OWN_RESULT)
     subject, view = _subject(ds)
     modality = text_value(ds, "Modality")
     for rule in config.rules:
-        if _meets(rule, calling_ae, modality, view, subject):
+        if _meets(rule, caller, modality, view, subject):
             names = rule.destinations if rule.destinations is not None else tuple(config.destinations)
             return Decision(rule.action, rule.reason or subject, names)
     return Decision(config.otherwise, subject if subject != "frontal" else "no_rule")
 
 
-def _meets(rule: Rule, calling_ae: str, modality: str, view: str, subject: str) -> bool:
-    conditions = ((rule.calling_ae, calling_ae), (rule.modality, modality), (rule.view, view), (rule.subject, subject))
+def _meets(rule: Rule, caller: Caller, modality: str, view: str, subject: str) -> bool:
+    calling_ae, client = (caller.name, None) if caller.way == "c-store" else (None, caller.name)
+    conditions = (
+        (rule.calling_ae, calling_ae),
+        (rule.client, client),
+        (rule.modality, modality),
+        (rule.view, view),
+        (rule.subject, subject),
+    )
     return all(wanted is None or value in wanted for wanted, value in conditions)
 
 

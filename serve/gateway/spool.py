@@ -21,6 +21,7 @@ import secrets
 import shutil
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,15 +41,27 @@ class Entry:
     """What is known of a waiting instance."""
 
     key: str
-    calling_ae: str
+    caller: str
+    """AE title, or name of a STOW-RS client."""
     received_at: float
     """Seconds since the epoch."""
     pending: tuple[str, ...]
     """Destinations that have not taken the results yet."""
+    request_id: str
+    """Names it in the logs of gateway and endpoint, without saying which instance it is."""
     attempts: int = 0
     """Failures that may be its own fault."""
     reason: str = ""
     """Why it was last put off, or why it is in quarantine."""
+
+
+@dataclass
+class _Held:
+    """Of a waiting instance, in memory."""
+
+    num_bytes: int
+    received_at: float
+    has_results: bool = False
 
 
 class Spool:
@@ -72,7 +85,7 @@ class Spool:
             self._lock_file.close()
             raise ServeError(f"Another gateway works on the spool {folder}. Stop it, or give this one a folder of its own.") from error
         self._guard = threading.Lock()
-        self._sizes: dict[str, int] = {}
+        self._held: dict[str, _Held] = {}
         self._writing: set[str] = set()
         self._recover()
 
@@ -82,10 +95,27 @@ class Spool:
 
     def waiting(self) -> list[str]:
         """Keys of the instances that wait, oldest first."""
-        entries = [self.entry(key) for key in list(self._sizes)]
-        return [entry.key for entry in sorted(entries, key=lambda entry: entry.received_at)]
+        with self._guard:
+            return sorted(self._held, key=lambda key: self._held[key].received_at)
 
-    def accept(self, content: bytes, sop_instance_uid: str, calling_ae: str, destinations: Sequence[str]) -> str | None:
+    def oldest(self) -> float | None:
+        """When the oldest instance that waits was received, in seconds since the epoch."""
+        with self._guard:
+            return min((held.received_at for held in self._held.values()), default=None)
+
+    def num_bytes(self) -> int:
+        """Of what waits."""
+        with self._guard:
+            return sum(held.num_bytes for held in self._held.values())
+
+    def depth(self, state: str) -> int:
+        """Instances that are "unread", "undelivered" (the endpoint has answered) or in "quarantine"."""
+        if state == "quarantine":
+            return len(os.listdir(self._folder / "quarantine"))
+        with self._guard:
+            return sum(held.has_results == (state == "undelivered") for held in self._held.values())
+
+    def accept(self, content: bytes, sop_instance_uid: str, caller: str, destinations: Sequence[str], request_id: str) -> str | None:
         """Put an instance on the disk for good.
 
         Returns
@@ -108,12 +138,12 @@ class Spool:
                 return None
             self._check_room(len(content))
             self._writing.add(key)
-            self._sizes[key] = len(content)
+            held = self._held[key] = _Held(len(content), time.time())
         try:
-            self._write_instance(key, content, Entry(key, calling_ae, time.time(), tuple(destinations)))
+            self._write_instance(key, content, Entry(key, caller, held.received_at, tuple(destinations), request_id))
         except BaseException as error:
             with self._guard:
-                del self._sizes[key]
+                del self._held[key]
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpoolFullError from error
             raise
@@ -133,7 +163,7 @@ class Spool:
 
     def is_waiting(self, key: str) -> bool:
         """Whether there is still something to do about it."""
-        return key in self._sizes
+        return key in self._held
 
     def entry(self, key: str) -> Entry:
         """What is known of a waiting instance."""
@@ -157,7 +187,8 @@ class Spool:
         made.rename(self._folder / "waiting" / key / "results")
         _sync_folder(self._folder / "waiting" / key)
         with self._guard:
-            self._sizes[key] += sum(map(len, results))
+            self._held[key].num_bytes += sum(map(len, results))
+            self._held[key].has_results = True
 
     def update(self, entry: Entry) -> None:
         """Write what has changed about a waiting instance."""
@@ -178,7 +209,7 @@ class Spool:
         for state in ("waiting", "quarantine"):
             _sync_folder(self._folder / state)
         with self._guard:
-            self._sizes.pop(entry.key, None)
+            self._held.pop(entry.key, None)
 
     def sweep(self) -> None:
         """Remove records and quarantined instances that are older than they are to be kept."""
@@ -192,11 +223,11 @@ class Spool:
                     path.unlink(missing_ok=True)
 
     def _is_known(self, key: str) -> bool:
-        return key in self._sizes or (self._folder / "done" / f"{key}.json").exists()
+        return key in self._held or (self._folder / "done" / f"{key}.json").exists()
 
     def _check_room(self, num_bytes: int) -> None:
-        full = len(self._sizes) >= self._limits.max_instances
-        full |= sum(self._sizes.values()) + num_bytes > self._limits.max_spool_bytes
+        full = len(self._held) >= self._limits.max_instances
+        full |= sum(held.num_bytes for held in self._held.values()) + num_bytes > self._limits.max_spool_bytes
         if full or shutil.disk_usage(self._folder).free - num_bytes < self._limits.min_free_bytes:
             raise SpoolFullError
 
@@ -229,7 +260,7 @@ class Spool:
             (self._folder / "waiting" / key).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
         with self._guard:
-            self._sizes.pop(key, None)
+            self._held.pop(key, None)
 
     def _recover(self) -> None:
         for leftover in (self._folder / "incoming").iterdir():
@@ -242,12 +273,13 @@ class Spool:
                 self._drop(folder.name)
                 continue
             try:
-                _read_entry(folder)
-                self._sizes[folder.name] = sum(path.stat().st_size for path in folder.rglob("*.dcm"))
+                entry = _read_entry(folder)
+                num_bytes = sum(path.stat().st_size for path in folder.rglob("*.dcm"))
+                self._held[folder.name] = _Held(num_bytes, entry.received_at, (folder / "results").is_dir())
             except (OSError, ValueError, TypeError, KeyError):
                 # Only the disk or another program can have done this.
                 logger.error("%s: its spool entry is damaged; set aside", folder.name[:12])
-                self.quarantine(Entry(folder.name, "", time.time(), ()), "damaged_spool_entry")
+                self.quarantine(Entry(folder.name, "", time.time(), (), uuid.uuid4().hex), "damaged_spool_entry")
 
 
 def key_of(sop_instance_uid: str) -> str:
