@@ -27,6 +27,7 @@ from serve.admission import Admission
 from serve.ingress import build_api
 from serve.problems import OverloadedError
 from serve.replica import ModelReplica
+from serve.replica_log import join_replica_log
 from serve.settings import ServeSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import CheckpointError, ServeError
@@ -49,6 +50,7 @@ class ReportIngress:
         self._admission = Admission(self._settings.latency_target_s, first_limit=2 * self._settings.max_batch_size)
 
     def __serve_build_asgi_app__(self) -> Any:
+        join_replica_log()
         return build_api(self, self._settings)
 
     async def report(self, picture: Picture, model: str | None = None) -> DraftReport:

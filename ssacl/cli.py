@@ -28,6 +28,7 @@ from ssacl.commands import (
     warm_language,
 )
 from ssacl.errors import SSACLError
+from ssacl.log_format import JsonLines
 
 EXAMPLES = """\
 the way from pictures to a served draft report:
@@ -48,6 +49,7 @@ AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. `ssacl doctor` says what works here
 Every output is a preliminary, unverified draft: not a medical device.
 """
 
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OWN = ("ssacl", "ray_jobs", "serve")
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ssacl {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="show debug records on stderr")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="records on stderr: text, or one JSON object a line")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (
         data,
@@ -88,12 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 a named error, 2 wrong usage, 130 interrupted."""
     parser = build_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if options.log_format == "json" else logging.Formatter(_TEXT, "%H:%M:%S"))
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, handlers=[handler])
     for noisy in ("botocore", "boto3", "urllib3", "s3transfer", "matplotlib", "PIL", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

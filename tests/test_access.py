@@ -142,7 +142,9 @@ def test_bearer_tokens(gateway: InProcess, tmp_path: Path, kind: str) -> None:
     # A key that the provider no longer publishes counts until the keys are read again; an address in a token is never read.
     assert call(api, "GET", "/v1/models", token(jku="http://127.0.0.1:1/keys")).status_code == 200
     assert "DOE-JOHN" not in log.read_text()
-    assert audited(log)[0].agent[0].who.identifier.value.startswith("token:")
+    told = [(event.agent[0].who.identifier.value.partition(":")[0], event.outcome, event.outcomeDesc) for event in audited(log)]
+    refusals = [("unknown", "4", "401")] * len(bad) + [("token", "4", "403")] * 2
+    assert told == [("token", "0", "200"), *refusals, ("token", "0", "200")]
 
 
 def test_tokens_cannot_be_checked_without_the_providers_keys(gateway: InProcess, tmp_path: Path) -> None:

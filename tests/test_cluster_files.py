@@ -20,7 +20,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from ray_jobs.train_gauges import CHECKPOINT_TIME, GAUGES, RECORD_TIME
 from serve.configured import application
-from serve.gateway.config import load_gateway_config
+from serve.gateway.config import Figures, Limits, Retention, load_gateway_config, parse_gateway_config
+from serve.gateway.metrics import GatewayMetrics
+from serve.gateway.spool import Spool
 from serve.settings import ServeSettings
 from ssacl.cli import build_parser
 from ssacl.config import load_config
@@ -155,6 +157,8 @@ def test_serve_takes_the_configuration_and_both_copies_are_one() -> None:
     settings = ServeSettings.parse(arguments)
     # A channel moves without a failed request only where another replica answers meanwhile.
     assert settings.min_replicas >= 2
+    # Records with the request's id, as the gateway writes them.
+    assert tree["logging_config"] == {"encoding": "JSON"}
     # Whoever reaches the address is asked who it is, the gateway too.
     settings.service.check_exposure(tree["http_options"]["host"])
     gateway = next(document for _, document in MANIFESTS if document["kind"] == "ConfigMap")["data"]["gateway.yaml"]
@@ -164,7 +168,19 @@ def test_serve_takes_the_configuration_and_both_copies_are_one() -> None:
 def test_the_gateway_takes_its_configuration(tmp_path: Path) -> None:
     content = next(document for _, document in MANIFESTS if document["kind"] == "ConfigMap")["data"]["gateway.yaml"]
     (tmp_path / "gateway.yaml").write_text(content)
-    assert load_gateway_config(tmp_path / "gateway.yaml").port == 11112
+    config = load_gateway_config(tmp_path / "gateway.yaml")
+    assert config.port == 11112
+    assert config.audit_file
+    assert config.web
+    assert config.web.access.is_on
+    assert config.web.tls
+
+
+def test_prometheus_looks_where_the_gateway_gives_its_figures() -> None:
+    tree = yaml.safe_load((CLUSTER / "monitoring" / "prometheus.yml").read_text())
+    (scrape,) = (item for item in tree["scrape_configs"] if item["job_name"] == "gateway")
+    default = Figures()
+    assert scrape["static_configs"] == [{"targets": [f"{default.host}:{default.port}"]}]
 
 
 @pytest.mark.parametrize("path", sorted((CLUSTER / "ray-up").glob("*.yaml")), ids=lambda path: path.name)
@@ -269,11 +285,17 @@ def test_prometheus_takes_the_configuration_for_kubernetes(tmp_path: Path) -> No
     ports = [
         port for _, document in MANIFESTS for spec in pod_specs(document) for each in spec["containers"] for port in each.get("ports", ())
     ]
-    assert {port["containerPort"] for port in ports if port.get("name") == "metrics"} == {8080}
+    gateway = next(document for _, document in MANIFESTS if document["kind"] == "ConfigMap")["data"]["gateway.yaml"]
+    figures = parse_gateway_config(gateway).metrics
+    assert figures is not None
+    assert {port["containerPort"] for port in ports if port.get("name") == "metrics"} == {8080, figures.port}
 
 
-def exported() -> set[str]:
-    """Metrics that this release exports: its own gauges, and those that the installed Ray knows by name."""
+def exported(folder: Path) -> set[str]:
+    """Metrics that this release exports: its own gauges, the gateway's, and those that the installed Ray knows by name."""
+    spool = Spool(folder, Limits(), Retention())
+    gateway = re.findall(r"^# TYPE (\w+)", GatewayMetrics(spool).text().decode(), re.MULTILINE)
+    spool.close()
     own = {f"ray_{name}" for name, _ in GAUGES.values()} | {f"ray_{RECORD_TIME}", f"ray_{CHECKPOINT_TIME}"}
     package = Path(ray.__file__).parent
     sources = [*(package / "serve" / "_private").glob("*.py"), package / "dashboard" / "modules" / "reporter" / "reporter_agent.py"]
@@ -282,11 +304,11 @@ def exported() -> set[str]:
     # Those of the proxies are put together from the protocol's name.
     named |= {name.format("http") for name in re.findall(r"f\"(serve_num_\{.*?)\"", text) for name in [re.sub(r"\{.*?\}", "{}", name)]}
     named |= {re.sub(r"\{.*?\}", "http", name) for name in re.findall(r"f\"(serve_\{.*?)\"", text)}
-    return own | {f"ray_{name}{suffix}" for name in named for suffix in ("", "_total", "_bucket")}
+    return own | set(gateway) | {f"ray_{name}{suffix}" for name in named for suffix in ("", "_total", "_bucket")}
 
 
-def test_dashboards_and_alerts_read_only_what_is_exported() -> None:
-    known, read = exported(), {}
+def test_dashboards_and_alerts_read_only_what_is_exported(tmp_path: Path) -> None:
+    known, read = exported(tmp_path), {}
     for path in (CLUSTER / "monitoring" / "grafana").glob("*.json"):
         tree = json.loads(path.read_text())
         assert len({panel["id"] for panel in tree["panels"]}) == len(tree["panels"])
@@ -295,7 +317,7 @@ def test_dashboards_and_alerts_read_only_what_is_exported() -> None:
     read["alerts.yml"] = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
     assert len(read) == 3
     for name, text in read.items():
-        metrics = set(re.findall(r"\bray_[a-z0-9_]+", text))
+        metrics = set(re.findall(r"\b(?:ray|ssacl)_[a-z0-9_]+", text))
         assert metrics
         assert metrics - known == set(), name
 

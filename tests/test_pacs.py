@@ -23,6 +23,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from report_endpoint import InProcess, running_endpoint
 from tiny_model import tiny_model_folder
 
+from serve.access_keys import add_key
 from serve.gateway.service import Gateway
 from serve.gateway.spool import read_status
 
@@ -44,7 +45,9 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
     program, tools = shutil.which("Orthanc"), [shutil.which(name) for name in TOOLS]
     if not program or not PLUGIN.exists() or None in tools:
         pytest.skip("a server is not installed: make setup-servers (Debian packages orthanc, orthanc-dicomweb, dcmtk)")
-    folder, http, dicom_port, gateway_port = tmp_path_factory.mktemp("orthanc"), free_port(), free_port(), free_port()
+    folder, http, dicom_port, gateway_port, web_port = tmp_path_factory.mktemp("orthanc"), *(free_port() for _ in range(4))
+    key = add_key(folder / "keys.json", "orthanc", ["studies:write"])
+    receiver = {"Url": f"http://127.0.0.1:{web_port}/", "HttpHeaders": {"Authorization": f"Bearer {key}"}}
     config = {
         "StorageDirectory": str(folder / "db"),
         "IndexDirectory": str(folder / "db"),
@@ -54,7 +57,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         "AuthenticationEnabled": False,
         "DicomModalities": {"ssacl": ["SSACL", "127.0.0.1", gateway_port]},
         "Plugins": [str(PLUGIN)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"ssacl": receiver}},
     }
     (folder / "orthanc.json").write_text(json.dumps(config))
     url = f"http://127.0.0.1:{http}"
@@ -62,7 +65,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         try:
             until(lambda: _answers(f"{url}/system") or server.poll() is not None)
             assert server.poll() is None
-            yield {"url": url, "dicom_port": dicom_port, "gateway_port": gateway_port}
+            yield {"url": url, "dicom_port": dicom_port, "gateway_port": gateway_port, "web_port": web_port, "keys": folder / "keys.json"}
         finally:
             server.terminate()
             server.wait(30)
@@ -89,9 +92,13 @@ def made_films(first: int) -> dict[int, tuple[str, bytes]]:
     return {number: (option, study_film(number, **changes)) for number, (option, changes) in enumerate(films, first)}
 
 
-@pytest.mark.parametrize("kind", ["c-store", "stow-rs"])
-def test_orthanc_forwards_studies_and_gets_results_in_them(tmp_path: Path, model: InProcess, orthanc: dict[str, Any], kind: str) -> None:
-    films = made_films(10 if kind == "c-store" else 20)
+@pytest.mark.parametrize(
+    ("forwards", "kind", "first"), [("c-store", "c-store", 10), ("c-store", "stow-rs", 20), ("stow-rs", "stow-rs", 30)]
+)
+def test_orthanc_forwards_studies_and_gets_results_in_them(
+    tmp_path: Path, model: InProcess, orthanc: dict[str, Any], forwards: str, kind: str, first: int
+) -> None:
+    films = made_films(first)
     for number, (option, content) in films.items():
         (tmp_path / f"{number}.dcm").write_bytes(content)
         command = ["storescu", option, "-aec", "ORTHANC", "127.0.0.1", str(orthanc["dicom_port"]), str(tmp_path / f"{number}.dcm")]
@@ -101,14 +108,16 @@ def test_orthanc_forwards_studies_and_gets_results_in_them(tmp_path: Path, model
         "stow-rs": {"kind": "stow-rs", "url": f"{orthanc['url']}/dicom-web"},
     }
     endpoint_port = free_port()
-    changes = {"destinations": {"pacs": destinations[kind]}, "port": orthanc["gateway_port"], "calling_ae": ["ORTHANC"]}
+    web = {"port": orthanc["web_port"], "access": {"keys_file": str(orthanc["keys"])}}
+    changes = {"destinations": {"pacs": destinations[kind]}, "port": orthanc["gateway_port"], "calling_ae": ["ORTHANC"], "web": web}
     with running_endpoint(model, endpoint_port), Gateway(gateway_config(tmp_path / "spool", endpoint_port, 1, **changes)):
         for number in films:
             (study,) = find(orthanc, "Study", {"StudyInstanceUID": f"1.2.840.99.{number}"})
-            sent = requests.post(f"{orthanc['url']}/modalities/ssacl/store", study, timeout=60)
-            assert sent.ok, sent.text
-            assert sent.json()["FailedInstancesCount"] == 0
+            forward(orthanc, study, forwards)
         until(lambda: read_status(tmp_path / "spool")["done"] == {"reported": len(films)})
+        # The whole study once more, our results in it: a film is read once, and of results nothing is made.
+        forward(orthanc, study, "stow-rs")
+        assert read_status(tmp_path / "spool")["done"] == {"reported": len(films), "passed own_result": len(RESULTS)}
     web = DICOMwebClient(f"{orthanc['url']}/dicom-web")
     for number, (_, content) in films.items():
         study = f"1.2.840.99.{number}"
@@ -120,6 +129,18 @@ def test_orthanc_forwards_studies_and_gets_results_in_them(tmp_path: Path, model
         (overlay,) = find(orthanc, "Instance", {"StudyInstanceUID": study, "Modality": "OT"})
         shown = requests.get(f"{orthanc['url']}/instances/{overlay}/preview", headers={"accept": "image/png"}, timeout=30)
         assert Image.open(io.BytesIO(shown.content)).size == (results["OT"].Columns, results["OT"].Rows)
+
+
+def forward(orthanc: dict[str, Any], study: str, way: str) -> None:
+    """Orthanc sends a study to the gateway."""
+    if way == "c-store":
+        sent = requests.post(f"{orthanc['url']}/modalities/ssacl/store", study, timeout=60)
+        assert sent.ok, sent.text
+        assert sent.json()["FailedInstancesCount"] == 0
+    else:
+        order = {"Resources": [study], "Synchronous": True}
+        sent = requests.post(f"{orthanc['url']}/dicom-web/servers/ssacl/stow", json=order, timeout=60)
+        assert sent.ok, sent.text
 
 
 def find(orthanc: dict[str, Any], level: str, query: dict[str, str]) -> list[str]:
