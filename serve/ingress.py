@@ -7,6 +7,7 @@ import json
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 
 import ssacl
 from serve.dicom_answer import dicom_answer, read_source
@@ -73,6 +74,8 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             (504, "Time limit"),
         )
     }
+    # Any operation that is not public may be answered so before it begins.
+    guarded = {status: problems[status] for status in (401, 403, 429, 503)}
     binary = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"file": {"type": "array", "items": binary}}, "required": ["file"]}
     body = {"required": True, "content": {"multipart/form-data": {"schema": form}} | {kind: {"schema": binary} for kind in RAW_TYPES}}
@@ -94,7 +97,9 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
         request: Request,
         picture: Annotated[Literal["sheet", "overlay"], Query(description="With Accept: image/png: which picture.")] = "sheet",
         sentence: Annotated[int | None, Query(ge=0, description="Overlay: this sentence's map.")] = None,
-        node: Annotated[str | None, Query(max_length=40, description="Overlay: this anatomy node's map.")] = None,
+        node: Annotated[
+            str | None, Query(max_length=40, description="Overlay: this anatomy node's map.", json_schema_extra={"enum": [*NODES, None]})
+        ] = None,
         maps: Annotated[bool, Query(description="JSON: hold the evidence maps.")] = True,
         film: Annotated[bool, Query(description="JSON: hold the film as it is shown, a PNG in base64.")] = False,
         model: Annotated[str | None, Query(max_length=64, description="A model of GET /v1/models by name; the first without it.")] = None,
@@ -131,9 +136,9 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             return await accepted(kept, request, answer)
         return await answer()
 
-    add_kept_routes(api, kept, problems)
+    add_kept_routes(api, kept, {404: problems[404], **guarded})
 
-    @api.get("/v1/models", responses={503: problems[503]}, summary="Models that this endpoint answers with")
+    @api.get("/v1/models", responses=guarded, summary="Models that this endpoint answers with")
     async def models() -> ModelsResponse:
         return ModelsResponse(models=await asyncio.wait_for(gateway.describe_all(), 30))
 
@@ -149,7 +154,7 @@ def build_api(gateway: ModelGateway, settings: ServeSettings) -> FastAPI:
             raise not_ready() from error
         return HealthResponse(status="ready")
 
-    @api.get("/metrics", summary="Figures of this ingress replica for Prometheus")
+    @api.get("/metrics", responses=guarded, response_class=PlainTextResponse, summary="Figures of this ingress replica for Prometheus")
     async def metrics() -> Response:
         return Response(figures.text(), headers={"content-type": MEDIA_TYPE})
 

@@ -12,7 +12,7 @@ from serve.problems import ProblemError
 from serve.schemas import JobResponse
 
 _POLL_S = 2
-_Id = Annotated[str, Path(max_length=64, description="From the Location of the 202 answer.")]
+_Id = Annotated[str, Path(description="From the Location of the 202 answer.")]
 
 
 def client_name(request: Request) -> str:
@@ -28,12 +28,13 @@ async def accepted(kept: KeptReports, request: Request, answer: Callable[[], Awa
 
 
 def add_kept_routes(api: FastAPI, kept: KeptReports | None, problems: dict[int | str, dict[str, Any]]) -> None:
-    """The routes; without storage there is never a report to find."""
+    """The routes, with the problems that they may be answered with; without storage there is never a report to find."""
 
     @api.get(
         "/v1/reports/{job}",
         responses={200: {"model": JobResponse, "description": "The answer in the form asked for at first, or why there is none"}}
-        | {202: {"model": JobResponse, "description": "Not answered yet"}, 404: problems[404], 503: problems[503]},
+        | {202: {"model": JobResponse, "description": "Not answered yet"}}
+        | problems,
         summary="A report that was asked for with Prefer: respond-async",
     )
     async def read_report(request: Request, job: _Id) -> Response:
@@ -44,9 +45,7 @@ def add_kept_routes(api: FastAPI, kept: KeptReports | None, problems: dict[int |
             return _state(JobResponse(id=job, status="failed", problem=state.problem), 200, {})
         return Response(content, headers=state.headers)
 
-    @api.delete(
-        "/v1/reports/{job}", status_code=204, responses={404: problems[404], 503: problems[503]}, summary="Delete a kept report now"
-    )
+    @api.delete("/v1/reports/{job}", status_code=204, responses=problems, summary="Delete a kept report now")
     async def delete_report(request: Request, job: _Id) -> Response:
         await _kept(kept).delete(job, client_name(request))
         return Response(status_code=204)

@@ -39,8 +39,8 @@ Every result is a preliminary, unverified draft: not for diagnosis.
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "gateway",
-        help="DICOM node: films come by C-STORE, results go back to the archive",
-        description="Receives films by C-STORE, has the HTTP endpoint report them, sends the results back. Nothing accepted is lost.",
+        help="DICOM node: films come by C-STORE or STOW-RS, results go back to the archive",
+        description="Takes films by C-STORE or STOW-RS, has the endpoint report them, sends the results back. Nothing accepted is lost.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
