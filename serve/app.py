@@ -13,14 +13,16 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ray import serve
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from ray_jobs.session import ray_session, storage_environment
 from serve.admission import Admission
@@ -38,6 +40,9 @@ __all__ = ["RunningServer", "build_app", "run_server", "stop_server"]
 
 logger = logging.getLogger(__name__)
 APPLICATION = "ssacl"
+_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+"""A replica or its node is gone, and the answer with it."""
+_ATTEMPTS = 2
 
 
 @serve.ingress()
@@ -58,20 +63,39 @@ class ReportIngress:
             raise OverloadedError
         started = time.monotonic()
         try:
-            draft: DraftReport = await self._model.report.remote(picture, model)
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            raise OverloadedError from error
+            draft: DraftReport = await _answer(lambda: self._model.report.remote(picture, model))
         finally:
             self._admission.leave(time.monotonic() - started)
         return draft
 
     async def describe(self) -> dict[str, Any]:
-        described: dict[str, Any] = await self._model.describe.remote()
+        described: dict[str, Any] = await _answer(self._model.describe.remote)
         return described
 
     async def describe_all(self) -> list[dict[str, Any]]:
-        described: list[dict[str, Any]] = await self._model.describe_all.remote()
+        described: list[dict[str, Any]] = await _answer(self._model.describe_all.remote)
         return described
+
+
+async def _answer(ask: Callable[[], DeploymentResponse]) -> Any:
+    """What a model replica answers; a replica that dies meanwhile has changed nothing, so another one is asked.
+
+    Raises
+    ------
+    OverloadedError
+        No replica takes the request.
+    ServeError
+        Each replica that had it died: perhaps by this very request, so it is not handed on for ever.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return await ask()
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            raise OverloadedError from error
+        except _LOST as error:
+            logger.warning("a model replica died with a request (attempt %d of %d)", attempt, _ATTEMPTS)
+            lost = error
+    raise ServeError(f"{_ATTEMPTS} model replicas died with this request. Ray's logs of the replicas say why.") from lost
 
 
 def build_app(settings: ServeSettings | dict[str, Any]) -> Application:
