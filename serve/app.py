@@ -233,16 +233,12 @@ _session = contextlib.ExitStack()
 
 def _with_absolute_checkpoint(settings: ServeSettings) -> ServeSettings:
     """Replicas run in other folders; and a missing model should fail here, in one line, not in a replica's log."""
-    # The version that a registry's channel names now: replicas that start later get the same.
-    checkpoint_url = resolve_model(settings.checkpoint_url)
-    if "://" in checkpoint_url:
-        return settings.model_copy(update={"checkpoint_url": checkpoint_url})
-    folder = Path(checkpoint_url).resolve()
-    if not (folder / "manifest.json").is_file():
-        raise CheckpointError(
-            f"{settings.checkpoint_url} is not a model folder: it has no manifest.json. Give the folder that `ssacl train` printed."
-        )
-    return settings.model_copy(update={"checkpoint_url": str(folder)})
+    address = settings.checkpoint_url
+    # Replicas get the address itself: they follow the channel of a registry.
+    model_url = resolve_model(address)
+    if "://" not in model_url and not (Path(model_url) / "manifest.json").is_file():
+        raise CheckpointError(f"{address} is not a model folder: it has no manifest.json. Give the folder that `ssacl train` printed.")
+    return settings if "://" in address else settings.model_copy(update={"checkpoint_url": os.path.abspath(address)})
 
 
 def _checked_port(host: str, port: int) -> int:

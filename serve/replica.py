@@ -14,6 +14,7 @@ from ssacl.data.dicom import Picture
 from ssacl.errors import ConfigError, ServeError, SSACLError
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
+from ssacl.registry.addresses import resolve_model
 
 logger = logging.getLogger(__name__)
 Outcome = DraftReport | SSACLError
@@ -40,49 +41,53 @@ class ModelReplica:
         self._device, self._batch_limit_s = device, batch_limit_s
         self._settings: ModelSettings | None = None
         self._models: dict[str | None, ReportGenerator] = {}
-        self._loading: asyncio.Task[None] | None = None
+        self._by_url: dict[str, ReportGenerator] = {}
+        self._following: asyncio.Task[None] | None = None
         self._batches: set[float] = set()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a model configuration: the first is waited for; later ones load beside the models that serve, which then give place.
 
+        From then on the channels that it names are followed: when one has moved, its new version is loaded in the same way.
+
         Raises
         ------
         ConfigError
             A setting is unknown or out of range: what served goes on serving.
-        CheckpointError
-            A model of the first configuration cannot be read.
+        CheckpointError, RegistryError
+            A model of the first configuration cannot be found or read.
         """
         settings = ModelSettings.parse(user_config)
         if self._settings is None:
             await self._load(settings)
-            return
-        if self._loading is not None:
-            self._loading.cancel()
-        self._loading = asyncio.create_task(self._change(settings))
+        if self._following is not None:
+            self._following.cancel()
+        self._following = asyncio.create_task(self._follow(settings))
 
-    async def _change(self, settings: ModelSettings) -> None:
-        try:
-            await self._load(settings)
-        except SSACLError as error:
-            logger.error("the new model cannot be loaded, the one before serves on: %s", error)
+    async def _follow(self, settings: ModelSettings) -> None:
+        while True:
+            try:
+                await self._load(settings)
+            except (SSACLError, OSError) as error:
+                logger.error("a model cannot be loaded, what served before serves on; the next try in %g s: %s", settings.follow_s, error)
+            await asyncio.sleep(settings.follow_s)
 
     async def _load(self, settings: ModelSettings) -> None:
-        before = self._settings
-        urls = {None: settings.checkpoint_url, **settings.more_models}
-        known = {None: before.checkpoint_url, **before.more_models} if before and before.precision == settings.precision else {}
-        # A model that served under another name is not read again.
-        loaded = {known[name]: model for name, model in self._models.items() if name in known}
-        models = {}
-        for name, url in urls.items():
+        addresses = {None: settings.checkpoint_url, **settings.more_models}
+        urls = {name: await asyncio.to_thread(resolve_model, address) for name, address in addresses.items()}
+        same_precision = self._settings is not None and self._settings.precision == settings.precision
+        # A model that serves already, under whatever name, is not read again.
+        loaded = {url: model for url, model in self._by_url.items() if same_precision and url in urls.values()}
+        for url in urls.values():
             if url not in loaded:
                 loaded[url] = await asyncio.to_thread(ReportGenerator.load, url, self._device, settings.precision)
-            models[name] = loaded[url]
+        models = {name: loaded[url] for name, url in urls.items()}
+        if models != self._models:
+            logger.info("serving %s", ", ".join(sorted({model.model_version for model in loaded.values()})))
         # In one step: a batch under way keeps the model that it has.
-        self._models, self._settings = models, settings
+        self._models, self._by_url, self._settings = models, loaded, settings
         self._read.set_max_batch_size(settings.max_batch_size)
         self._read.set_batch_wait_timeout_s(settings.batch_wait_s)
-        logger.info("serving %s", ", ".join(sorted({model.model_version for model in models.values()})))
 
     async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         """The draft of one picture by the first or a named model; raises the named error of this picture alone."""

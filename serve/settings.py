@@ -38,8 +38,9 @@ class _Parsed(BaseModel):
 class ModelSettings(_Parsed):
     """What a model replica loads and how it writes: `user_config` of the deployment `model`; a change starts no replica anew."""
 
-    checkpoint_url: str = Field(description="Model folder, or s3:// prefix of one.")
+    checkpoint_url: str = Field(description="Model folder, s3:// prefix of one, or REGISTRY@CHANNEL, which is followed.")
     more_models: dict[_Name, str] = Field(default={}, max_length=8, description="Name -> further models, asked for with ?model=NAME.")
+    follow_s: float = Field(30.0, gt=0, description="How often channels are read, and models that could not be loaded are tried again.")
     precision: Precision = Field("fp32", description="fp32, bf16, or int8 (CPU).")
     max_batch_size: int = Field(4, ge=1, le=256, description="Pictures that a model replica reads at once.")
     batch_wait_s: float = Field(0.02, ge=0, le=10, description="Longest wait for a batch to fill.")

@@ -26,12 +26,8 @@ from serve.gateway.spool import Spool
 from serve.settings import ServeSettings
 from ssacl.cli import build_parser
 from ssacl.config import load_config
-from ssacl.data.storage import open_storage
 from ssacl.errors import ConfigError
-from ssacl.registry.channels import promote
-from ssacl.registry.versions import register
 from ssacl.sweeps.config import load_sweep
-from ssacl.training.sealed import seal
 
 ROOT = Path(__file__).parents[1]
 CLUSTER, SCHEMAS = ROOT / "cluster", ROOT.parent / "shared" / "schemas"
@@ -152,10 +148,11 @@ def test_serve_takes_the_configuration_and_both_copies_are_one() -> None:
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == tree
     application = ServeDeploySchema.model_validate(tree).applications[0]
     assert application.import_path == "serve.configured:application"
-    arguments = dict(application.args)
-    assert arguments.pop("revision") == 1
-    settings = ServeSettings.parse(arguments)
-    # A channel moves without a failed request only where another replica answers meanwhile.
+    settings = ServeSettings.parse(application.args)
+    # The one way to another model; nothing in the file names a version, or a promotion would change nothing.
+    assert settings.checkpoint_url.endswith("models@stable")
+    assert not application.deployments
+    # The file itself changes without a failed request only where another replica answers meanwhile.
     assert settings.min_replicas >= 2
     # Records with the request's id, as the gateway writes them.
     assert tree["logging_config"] == {"encoding": "JSON"}
@@ -330,22 +327,16 @@ def test_every_alert_says_what_to_do() -> None:
             assert (ROOT / document).is_file()
 
 
-def test_serve_builds_the_application_with_the_version_that_the_channel_names(tmp_path: Path) -> None:
-    folder, storage = tmp_path / "model", open_storage(tmp_path / "models")
-    folder.mkdir()
-    (folder / "weights").write_bytes(b"weights")
-    seal(folder, {"model_version": "w"})
-    version = register(storage, open_storage(folder), folder)
-    promote(storage, version.version, "stable")
+def test_serve_builds_the_application_of_a_file() -> None:
     service = {"access": {"keys_file": "keys.json"}}
-    built = application({"checkpoint_url": f"{storage.url}@stable", "revision": 3, "min_replicas": 2, "service": service})
-    replicas = built._bound_deployment.init_args[0]._bound_deployment
-    assert replicas.user_config["checkpoint_url"] == version.model_url
-    assert built._bound_deployment.init_args[1]["min_replicas"] == 2
-    with pytest.raises(ConfigError):
-        application({"checkpoint_url": "x", "revisions": 3})
-    with pytest.raises(ConfigError, match="no access is set up"):
-        application({"checkpoint_url": version.model_url})
+    arguments = {"checkpoint_url": "s3://bucket/models@stable", "min_replicas": 2, "service": service}
     # Serve itself passes the arguments of a file so, and refuses builders of several parameters.
-    arguments = {"checkpoint_url": version.model_url, "revision": 1, "service": service}
-    assert call_user_app_builder_with_args_if_necessary(application, arguments)
+    built = call_user_app_builder_with_args_if_necessary(application, arguments)
+    replicas = built._bound_deployment.init_args[0]._bound_deployment
+    # Not the version that the channel names now: replicas follow it.
+    assert replicas.user_config["checkpoint_url"] == "s3://bucket/models@stable"
+    assert built._bound_deployment.init_args[1]["min_replicas"] == 2
+    with pytest.raises(ConfigError, match="max_replica:"):
+        application({**arguments, "max_replica": 3})
+    with pytest.raises(ConfigError, match="no access is set up"):
+        application({"checkpoint_url": "s3://bucket/models@stable"})

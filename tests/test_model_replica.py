@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import shutil
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tiny_model import encoded_film, other_weights, tiny_model_folder
 
 from serve.app import build_app
 from serve.replica import ModelReplica
-from serve.settings import ModelSettings, ServeSettings
+from serve.settings import ServeSettings
 from ssacl.data.dicom import read_picture
+from ssacl.data.storage import open_storage
 from ssacl.errors import ConfigError, ServeError
 from ssacl.inference.report import DraftReport
+from ssacl.registry.channels import promote, rollback
+from ssacl.registry.versions import register
 from ssacl.training.checkpoint import load_model_folder
 
-CONFIG = Path(__file__).parents[1] / "cluster" / "serve_config.yaml"
 PICTURE = read_picture(encoded_film("PNG", seed=3), "film")
 
 
@@ -61,7 +62,22 @@ _runner = asyncio.Runner()
 
 def with_replica(work: Coroutine[Any, Any, None]) -> None:
     # One loop for all: Serve's batching has a queue per process, which stays with the loop that it was made in.
-    _runner.run(asyncio.wait_for(work, 250))
+    async def limited() -> None:
+        try:
+            await asyncio.wait_for(work, 250)
+        finally:
+            for task in asyncio.all_tasks():
+                if task.get_coro().__qualname__ == "ModelReplica._follow":
+                    task.cancel()
+
+    _runner.run(limited())
+
+
+async def until_served(replica: ModelReplica, version: str) -> None:
+    end = time.monotonic() + 60
+    while (await replica.describe())["model_version"] != version:
+        assert time.monotonic() < end, "the model did not change"
+        await asyncio.sleep(0.02)
 
 
 def test_models_by_name_in_one_batch(folders: list[Path], versions: list[str]) -> None:
@@ -101,17 +117,39 @@ def test_another_model_takes_over_while_requests_go_on(folders: list[Path], vers
     with_replica(work())
 
 
-def test_what_cannot_be_loaded_changes_nothing(folders: list[Path], versions: list[str], tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_changes_nothing_until_it_can(folders: list[Path], versions: list[str], tmp_path: Path) -> None:
     async def work() -> None:
         replica = ModelReplica(1, "cpu", 60.0)
         await replica.reconfigure(config(folders[0]))
-        await replica.reconfigure(config(tmp_path / "nothing"))
-        assert replica._loading is not None
-        await replica._loading
+        await replica.reconfigure(config(tmp_path / "later", follow_s=0.1))
+        await asyncio.sleep(0.5)
         assert (await replica.report(PICTURE)).model_version == versions[0]
         with pytest.raises(ConfigError, match="max_batchsize"):
             await replica.reconfigure(config(folders[1], max_batchsize=2))
         assert (await replica.describe())["model_version"] == versions[0]
+        shutil.copytree(folders[1], tmp_path / "later")
+        await until_served(replica, versions[1])
+
+    with_replica(work())
+
+
+def test_a_channel_is_followed_there_and_back(folders: list[Path], versions: list[str], tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "models")
+    names = [register(storage, open_storage(folder), folder).version for folder in folders]
+    promote(storage, names[0], "stable")
+
+    async def work() -> None:
+        replica = ModelReplica(1, "cpu", 60.0)
+        await replica.reconfigure(config(Path(f"{storage.url}@stable"), follow_s=0.1))
+        assert (await replica.describe())["model_version"] == versions[0]
+        promote(storage, names[1], "stable")
+        await until_served(replica, versions[1])
+        model = replica._models[None]
+        await asyncio.sleep(0.5)
+        # Looked at again and again, loaded once.
+        assert replica._models[None] is model
+        rollback(storage, "stable")
+        await until_served(replica, versions[0])
 
     with_replica(work())
 
@@ -137,18 +175,6 @@ def test_a_batch_that_hangs_makes_the_replica_unhealthy(folders: list[Path], mon
         replica.check_health()
 
     with_replica(work())
-
-
-def test_the_config_file_is_one_that_serve_takes() -> None:
-    application = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["applications"][0]
-    assert application["import_path"] == "serve.app:build_app"
-    # Serve calls a builder with the arguments alone.
-    assert len(inspect.signature(build_app).parameters) == 1
-    ServeSettings.parse(application["args"])
-    user_config = application["deployments"][0]["user_config"]
-    ModelSettings.parse(user_config)
-    with pytest.raises(ConfigError, match="port"):
-        ModelSettings.parse({**user_config, "port": 8000})
 
 
 def test_the_models_stand_in_user_config_alone() -> None:
