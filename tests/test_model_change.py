@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from dicom_nodes import until
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
@@ -22,6 +23,7 @@ from tiny_model import encoded_film, other_weights, tiny_model_folder
 
 from benchmarks.gateway_chaos import TARGETS, processes
 from ray_jobs.session import ray_session
+from serve.app import APPLICATION
 from ssacl.cli import main
 from ssacl.data.storage import open_storage
 from ssacl.registry.versions import register
@@ -66,8 +68,13 @@ def config_of_the_endpoint(models: Models, port: int) -> dict[str, Any]:
 
 
 def deploy(tree: dict[str, Any]) -> None:
-    """What `serve deploy` does, waiting until it is done."""
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(tree), _blocking=True)
+    """What `serve deploy` does."""
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(tree))
+
+
+def is_running() -> bool:
+    application = serve.status().applications.get(APPLICATION)
+    return application is not None and application.status == "RUNNING"
 
 
 @pytest.fixture
@@ -79,6 +86,7 @@ def endpoint(models: Models) -> Iterator[tuple[str, dict[str, Any]]]:
         serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
         try:
             deploy(tree)
+            until(is_running, 200)
             yield f"http://127.0.0.1:{port}", tree
         finally:
             serve.shutdown()
@@ -120,6 +128,7 @@ async def steady_load(url: str) -> AsyncIterator[Load]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_no_request_fails_while_models_change_and_change_back(endpoint: tuple[str, dict[str, Any]], models: Models) -> None:
     url, tree = endpoint
     old, new = models.versions
