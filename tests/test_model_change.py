@@ -62,7 +62,8 @@ def config_of_the_endpoint(models: Models, port: int) -> dict[str, Any]:
     tree["proxy_location"], tree["http_options"] = "HeadOnly", {"host": "127.0.0.1", "port": port}
     arguments = tree["applications"][0]["args"]
     arguments["checkpoint_url"] = arguments["checkpoint_url"].replace("s3://BUCKET/models", models.registry)
-    arguments |= {"cpus_per_replica": 0.4, "gpus_per_replica": 0, "max_replicas": 2, "num_threads": 1, "follow_s": 1.0}
+    arguments |= {"cpus_per_replica": 0.4, "gpus_per_replica": 0, "max_replicas": 2, "num_ingress_replicas": 1}
+    arguments |= {"num_threads": 1, "follow_s": 1.0}
     arguments |= {"service": {"access": {"insecure": True}}, "generation": {"num_beams": 1, "max_new_tokens": 8}}
     return tree
 
