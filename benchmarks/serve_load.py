@@ -5,7 +5,7 @@
 A real Ray Serve application over HTTP on this machine, with a small model of random weights, reports of one length, and one torch
 thread per replica. First ReportGenerator alone, then one replica: its capacity with clients that wait for their answers, then Poisson
 arrivals that do not wait, at 0.5 to 1.5 times that capacity, with the latency target of an operator who allows 1.5 times of what a
-report takes on an idle endpoint. Last, replicas that come with a load that one cannot bear, and go when it is over.
+report takes on an idle endpoint. Last, replicas that come with a load that one cannot bear, and go when it is over, under the same target.
 Client, proxy, ingress and replicas share this machine's cores.
 """
 
@@ -87,7 +87,8 @@ def measure(options: argparse.Namespace) -> Measurement:
             figures["ray_start_s"] = round(time.monotonic() - started, 2)
             figures |= one_replica(settings, films, seconds)
             logger.info("replicas that come and go")
-            scaled = settings.model_copy(update={"max_replicas": options.replicas})
+            # With the latency target, as it would run: what sheds load must not hide it from what adds replicas.
+            scaled = settings.model_copy(update={"max_replicas": options.replicas, "latency_target_s": figures["latency_target_s"]})
             figures["scaling"], timeline = scaling(scaled, films, LEVELS[-1] * figures["capacity_per_s"], seconds)
         # Before and after, as this machine may have become faster or slower meanwhile.
         direct.append(Direct(model, generation, films, options.batch, seconds / 4))
