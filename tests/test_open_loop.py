@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from dicom_nodes import free_port, study_film
+from PIL import Image
 from report_endpoint import InProcess, running_endpoint
 from tiny_model import tiny_model_folder
 
 from benchmarks.open_loop import Answer, closed_loop, open_loop, poisson_moments, seen
+from benchmarks.serve_scaling import Timeline, draw
 from serve.problems import OverloadedError
 from ssacl.data.dicom import Picture
 from ssacl.inference.report import DraftReport
@@ -66,3 +68,12 @@ def test_figures_worked_out_by_hand() -> None:
     # The last answer comes at 10 + 1.01 s.
     assert figures["answered_per_s"] == pytest.approx(101 / 11.01, abs=1e-3)
     assert (figures["shed_share"], figures["failed"]) == (round(1 / 104, 4), 2)
+
+
+def test_a_timeline_tells_when_the_number_of_replicas_changed(tmp_path: Path) -> None:
+    timeline = Timeline(
+        [(0.0, 1), (0.5, 1), (1.0, 3), (1.5, 3), (2.0, 1)], 1.5, [Answer(0.1, 0.2, 200, False), Answer(0.2, 0.0, 503, True)]
+    )
+    assert timeline.changes() == [(0.0, 1), (1.0, 3), (2.0, 1)]
+    draw(timeline, tmp_path / "timeline.png")
+    assert Image.open(tmp_path / "timeline.png").format == "PNG"
