@@ -124,7 +124,7 @@ def _application(settings: ServeSettings | dict[str, Any], environment: dict[str
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": max(settings.min_replicas, settings.max_replicas),
-            "target_ongoing_requests": settings.max_batch_size,
+            "target_ongoing_requests": settings.scale_above,
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
         },

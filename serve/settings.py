@@ -54,6 +54,12 @@ class ServeSettings(ModelSettings):
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
     min_replicas: int = Field(1, ge=1, description="Model replicas kept when idle.")
     max_replicas: int = Field(1, ge=1, description="Model replicas under load.")
+    target_ongoing_requests: float | None = Field(
+        None,
+        gt=0,
+        description="Requests under way for each model replica beyond which replicas are added; none: max_batch_size, or a quarter of it "
+        "with a latency target.",
+    )
     upscale_delay_s: float = Field(10.0, ge=0, description="How long load must last before replicas are added.")
     downscale_delay_s: float = Field(300.0, ge=0, description="How long idleness must last before they are taken away.")
     num_ingress_replicas: int = Field(1, ge=1, description="Replicas that read pictures and answer.")
@@ -71,6 +77,14 @@ class ServeSettings(ModelSettings):
     request_timeout_s: float = Field(180.0, gt=0, description="Longest time from request to answer.")
     drain_s: float = Field(60.0, ge=1, description="How long a replica that is taken away may finish what it has.")
     service: ServiceSettings = Field(ServiceSettings(), description="Access, audit and kept answers.")
+
+    @property
+    def scale_above(self) -> float:
+        """Requests under way for each model replica beyond which replicas are added."""
+        if self.target_ongoing_requests is not None:
+            return self.target_ongoing_requests
+        # What is refused is not under way: admission would hide from Serve that replicas are missing.
+        return self.max_batch_size if self.latency_target_s is None else max(1.0, self.max_batch_size / 4)
 
     def of_the_models(self) -> dict[str, Any]:
         """The part that is `ModelSettings`, as a plain tree."""

@@ -67,7 +67,7 @@ class PhraseEvidence:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON tree; the map as nested lists rounded to 5 digits."""
-        return {**asdict(self), "evidence": np.round(self.evidence, 5).tolist()}
+        return {**asdict(self), "evidence": _rounded(self.evidence)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,13 @@ class DraftReport:
         """Plain JSON tree; maps as nested lists rounded to 5 digits."""
         tree = asdict(self)
         tree["text"] = self.text
-        tree["anatomy_maps"] = np.round(self.anatomy_maps, 5).tolist()
+        tree["anatomy_maps"] = _rounded(self.anatomy_maps)
         for sentence in tree["sentences"]:
-            sentence["evidence"] = np.round(sentence["evidence"], 5).tolist()
+            sentence["evidence"] = _rounded(sentence["evidence"])
         return tree
+
+
+def _rounded(maps: NDArray[np.float32]) -> list[Any]:
+    # As float64: the digits of a rounded float32 are those of its next neighbour, thrice as many.
+    rounded: list[Any] = np.round(maps.astype(np.float64), 5).tolist()
+    return rounded
