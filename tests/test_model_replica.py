@@ -185,3 +185,12 @@ def test_the_models_stand_in_user_config_alone() -> None:
     assert model.init_args == other_model.init_args
     assert one._bound_deployment.init_args[1] == other._bound_deployment.init_args[1]
     assert (model.user_config["checkpoint_url"], other_model.user_config["checkpoint_url"]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({}, 8), ({"latency_target_s": 2.0}, 2), ({"latency_target_s": 2.0, "target_ongoing_requests": 5}, 5)]
+)
+def test_replicas_are_added_at_less_than_admission_lets_in(changes: dict[str, Any], expected: float) -> None:
+    app = build_app(ServeSettings(checkpoint_url="a", max_batch_size=8, max_replicas=2, **changes))
+    autoscaling = app._bound_deployment.init_args[0]._bound_deployment._deployment_config.autoscaling_config
+    assert autoscaling.target_ongoing_requests == expected
