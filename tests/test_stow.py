@@ -266,7 +266,8 @@ def test_no_record_no_success(tmp_path: Path) -> None:
 def test_tls(tmp_path: Path) -> None:
     cert, key = made_certificate(tmp_path)
     tls = {"certificate": str(cert), "private_key": str(key), "client_ca": str(cert)}
-    with receiver(tmp_path, web={"tls": tls}) as (gateway, plain):
+    log = tmp_path / "audit.jsonl"
+    with receiver(tmp_path, web={"tls": tls}, audit_file=str(log)) as (gateway, plain):
         url = f"https://127.0.0.1:{gateway.web_port}/studies"
         with pytest.raises(httpx.TransportError):
             post(plain, body(study_film(1)))
