@@ -68,6 +68,8 @@ class WebServer:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
+        if not self._server.started:
+            raise ServeError("The STOW-RS receiver did not start. Look at the log, and try it without `web`.")
 
     def stop(self) -> None:
         """Take no more; requests in hand may end."""
