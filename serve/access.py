@@ -51,6 +51,11 @@ class AccessControl:
         self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
         self._failures = RateLimitItemPerMinute(settings.failures_per_minute)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody is asked who they are."""
+        return self._settings.is_on
+
     def client_of(self, authorization: str, api_key: str, address: str) -> Client:
         """Who asks, by the headers Authorization (Bearer) or X-API-Key.
 

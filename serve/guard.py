@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -72,6 +73,20 @@ class Guard:
         # Not for Exception itself: Starlette logs those with their text before it asks a handler.
         for kind in (ProblemError, OverloadedError, asyncio.TimeoutError, SSACLError, RequestValidationError, HTTPException):
             api.add_exception_handler(kind, failed)
+
+        if self.access.is_on:
+            describe = api.openapi
+            api.openapi = lambda: self._with_credentials(describe())  # type: ignore[method-assign]
+
+    def _with_credentials(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The interface's description, which says where credentials are needed, and which scope (OpenAPI 3.1: role names)."""
+        schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+        tree.setdefault("components", {})["securitySchemes"] = schemes
+        for path, methods in tree["paths"].items():
+            for pattern, operation in self._operations:
+                if operation.method.lower() in methods and pattern.fullmatch(path):
+                    methods[operation.method.lower()]["security"] = [{name: [operation.scope]} for name in schemes]
+        return tree
 
     async def _pass(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         given = request.headers.get("x-request-id", "")

@@ -40,7 +40,7 @@ the way from pictures to a served draft report:
   ssacl predict --checkpoint runs/phantom_tiny/model --out drafts FILM.dcm ...
   ssacl ground --checkpoint runs/phantom_tiny/model --film FILM.dcm --out evidence "left pleural effusion"
   ssacl serve --checkpoint runs/phantom_tiny/model --port 8000
-  ssacl gateway --config gateway.yaml                         DICOM in by C-STORE, results back to the archive
+  ssacl gateway --config gateway.yaml                         DICOM in by C-STORE or STOW-RS, results back to the archive
   ssacl submit train --address http://head:8265 -- --config configs/phantom_tiny.yaml data.url=s3://bucket/shards
   ssacl model register s3://bucket/models s3://bucket/runs/phantom_tiny/model
 

@@ -36,7 +36,8 @@ def test_a_film_accepted_before_kill_9_is_reported_after_it(tmp_path: Path, mode
     ports = endpoint_port, archive_port, _ = [free_port() for _ in range(3)]
     with running_archive(Archive(), archive_port) as archive:
         with gateway_process(tmp_path, *ports) as gateway:
-            assert send(ports[2], study_film(1), study_film(2)) == [0, 0]
+            odd = study_film(3, StudyInstanceUID="1.02.PLANTED")
+            assert send(ports[2], study_film(1), study_film(2), odd) == [0, 0, 0xC000]
             gateway.kill()
         assert read_status(tmp_path / "spool")["waiting"] == 2
         with running_endpoint(model, endpoint_port), gateway_process(tmp_path, *ports) as gateway:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from api_calls import audited
 from dicom_files import dicom, film
 from dicom_nodes import free_port, gateway_config, made_certificate, study_film
 from dicomweb_client import DICOMwebClient
+from hostile_uploads import PLANTED, hostile_uploads
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from serve.access_keys import add_key
@@ -118,6 +120,24 @@ def test_what_is_no_film_fails_alone(tmp_path: Path, content: bytes, status: int
     assert list((tmp_path / "spool" / "incoming").iterdir()) == []
 
 
+@pytest.mark.slow
+def test_hostile_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = [content for _, kind, content in hostile_uploads() if not kind.startswith("multipart")]
+    # Whatever the rules make of them, none may stop the receiver.
+    changes = {"rules": [{"action": "report"}], "audit_file": str(tmp_path / "audit.jsonl")}
+    with caplog.at_level("DEBUG"), receiver(tmp_path, **changes) as (_, client):
+        for content in files:
+            started = time.monotonic()
+            answer = post(client, body(content))
+            assert answer.status_code in (200, 409)
+            assert len(reasons(answer)) == 1
+            assert [0x0110] not in reasons(answer).values()
+            assert time.monotonic() - started < 10
+        assert post(client, body(study_film(1))).status_code == 200
+    told = caplog.text + (tmp_path / "audit.jsonl").read_text() + " ".join(path.name for path in tmp_path.rglob("*"))
+    assert [hidden for hidden in (*PLANTED, "passwd", "Traceback") if hidden in told] == []
+
+
 def test_our_own_results_are_passed(tmp_path: Path) -> None:
     own = study_film(1, **SR, Manufacturer="ssacl", ManufacturerModelName="ssacl")
     with receiver(tmp_path) as (_, client):
@@ -213,6 +233,16 @@ def test_what_is_too_large(tmp_path: Path) -> None:
     assert len(waiting(tmp_path)) == 4
 
 
+def test_a_long_request_takes_no_more_memory_than_one_instance(tmp_path: Path) -> None:
+    part = b"\r\n--b\r\n\r\n" + bytes(1 << 20)
+    with receiver(tmp_path, limits={"max_instance_bytes": 4 << 20, "min_free_bytes": 0}) as (_, client):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        answer = post(client, (part if number < 200 else b"\r\n--b--" for number in range(201)))
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert reasons(answer) == {"OtherFailuresSequence": [0xC000] * 200}
+    assert grown < 50 << 20
+
+
 def test_a_full_spool_asks_to_come_back(tmp_path: Path) -> None:
     with receiver(tmp_path, limits={"max_instances": 1, "min_free_bytes": 0}) as (_, client):
         assert post(client, body(study_film(1), study_film(2))).status_code == 202
@@ -266,7 +296,8 @@ def test_no_record_no_success(tmp_path: Path) -> None:
 def test_tls(tmp_path: Path) -> None:
     cert, key = made_certificate(tmp_path)
     tls = {"certificate": str(cert), "private_key": str(key), "client_ca": str(cert)}
-    with receiver(tmp_path, web={"tls": tls}) as (gateway, plain):
+    log = tmp_path / "audit.jsonl"
+    with receiver(tmp_path, web={"tls": tls}, audit_file=str(log)) as (gateway, plain):
         url = f"https://127.0.0.1:{gateway.web_port}/studies"
         with pytest.raises(httpx.TransportError):
             post(plain, body(study_film(1)))

@@ -19,7 +19,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from serve.gateway.config import GatewayConfig
 from serve.gateway.intake import CANNOT_UNDERSTAND, SUCCESS, SYNTAXES, Intake, Taken
-from serve.gateway.routing import Caller
+from serve.gateway.routing import Caller, TurnedAway
 from serve.gateway.tls import server_context
 from ssacl.data.quiet import quiet_loggers
 from ssacl.errors import ServeError
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
 logger = logging.getLogger(__name__)
-TurnedAway = Callable[[str, Caller], None]
-"""Told "association" or "tls", and who it was."""
 _HANDSHAKE_S = 10.0
 _SPARE_BYTES = 1 << 20
 """Of an association, beside the instance: PDU headers and commands."""

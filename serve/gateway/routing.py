@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +34,10 @@ class Caller:
     """AE title of a C-STORE, name of a STOW-RS client ("key:pacs")."""
     way: Literal["c-store", "stow-rs"]
     address: str = ""
+
+
+TurnedAway = Callable[[str, Caller], None]
+"""Told "association" or "tls", and who was not let in."""
 
 
 def decide(config: GatewayConfig, caller: Caller, ds: Dataset) -> Decision:

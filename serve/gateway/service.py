@@ -21,7 +21,7 @@ from serve.gateway.receiver import Receiver
 from serve.gateway.routing import Caller
 from serve.gateway.spool import Spool
 from serve.gateway.web import WebServer
-from ssacl.data.quiet import quiet_loggers
+from ssacl.data.quiet import quiet_loggers, quiet_warnings
 from ssacl.errors import ServeError
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig) -> None:
         # Below its warnings httpx tells every request.
         quiet_loggers("httpx", "httpcore")
+        quiet_warnings("pydicom")
         self._endpoint = ReportClient(config.endpoint)
         senders = {name: open_sender(name, destination, config.ae_title) for name, destination in config.destinations.items()}
         try:
@@ -63,7 +64,7 @@ class Gateway:
             self.port = receiver.start()
             started.callback(receiver.stop)
             if config.web is not None:
-                web = WebServer(config, config.web, intake, self._metrics)
+                web = WebServer(config, config.web, intake, self._metrics, self._turned_away)
                 started.callback(web.stop)
                 self.web_port = web.port
             if config.metrics is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serve.gateway.config import GatewayConfig, Web
 from serve.gateway.intake import Intake
 from serve.gateway.metrics import GatewayMetrics
+from serve.gateway.routing import Caller, TurnedAway
 from serve.gateway.stow import build_stow_api
 from serve.gateway.tls import server_context
 from ssacl.data.quiet import quiet_loggers
@@ -37,7 +39,7 @@ class WebServer:
         The address is taken or not of this machine.
     """
 
-    def __init__(self, config: GatewayConfig, web: Web, intake: Intake, metrics: GatewayMetrics) -> None:
+    def __init__(self, config: GatewayConfig, web: Web, intake: Intake, metrics: GatewayMetrics, turned_away: TurnedAway) -> None:
         # Paths hold Study Instance UIDs.
         quiet_loggers("uvicorn", "uvicorn.error", "uvicorn.access", "python_multipart.multipart")
         tls = web.tls
@@ -53,7 +55,7 @@ class WebServer:
             headers=[("connection", "close")],
             limit_concurrency=8 * web.max_requests,
             timeout_graceful_shutdown=_STOP_S,
-            ssl_context_factory=(lambda *_: server_context(tls)) if tls else None,
+            ssl_context_factory=(lambda *_: _watched(server_context(tls), turned_away)) if tls else None,
         )
         settings.load()
         try:
@@ -66,11 +68,30 @@ class WebServer:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             time.sleep(0.01)
+        if not self._server.started:
+            raise ServeError("The STOW-RS receiver did not start. Look at the log, and try it without `web`.")
 
     def stop(self) -> None:
         """Take no more; requests in hand may end."""
         self._server.should_exit = True
         self._thread.join(2 * _STOP_S)
+
+
+def _watched(context: ssl.SSLContext, turned_away: TurnedAway) -> ssl.SSLContext:
+    """Handshakes that fail are told of: the event loop drops them without a word, and their address with them."""
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                turned_away("tls", Caller("", "stow-rs"))
+                raise
+
+    context.sslobject_class = Handshake
+    return context
 
 
 class _Connection(H11Protocol):

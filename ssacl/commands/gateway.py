@@ -14,6 +14,8 @@ endpoint:
   url: http://127.0.0.1:8000/v1/reports
 destinations:
   archive: {kind: c-store, host: 127.0.0.1, port: 4242, ae_title: ORTHANC}
+web: {port: 8043}                    # films by STOW-RS too; other machines need access: {keys_file: keys.json}
+metrics: {port: 9464}                # figures for Prometheus
 rules:
   - {subject: [frontal], action: report}
   - {subject: [lateral], action: pass, reason: lateral film}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 
 def quiet_loggers(*names: str) -> None:
@@ -14,3 +15,12 @@ def quiet_loggers(*names: str) -> None:
         logger = logging.getLogger(name)
         if logger.level != logging.CRITICAL:  # Setting it makes every logger of the process look its level up again.
             logger.setLevel(logging.CRITICAL)
+
+
+def quiet_warnings(*packages: str) -> None:
+    """Keep these packages' Python warnings, which quote header values too, from stderr. For the processes of services: it stays so.
+
+    `warnings.catch_warnings` is for one thread only; where several read films, one puts the filters back while another still reads.
+    """
+    for package in packages:
+        warnings.filterwarnings("ignore", module=rf"{package}\b")
