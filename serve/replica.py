@@ -7,8 +7,7 @@ import logging
 import time
 from typing import Any
 
-from ray import serve
-
+from serve.batches import Batches
 from serve.settings import ModelSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import ConfigError, ServeError, SSACLError
@@ -43,7 +42,7 @@ class ModelReplica:
         self._models: dict[str | None, ReportGenerator] = {}
         self._by_url: dict[str, ReportGenerator] = {}
         self._following: asyncio.Task[None] | None = None
-        self._batches: set[float] = set()
+        self._batches: Batches[Asked, Outcome] = Batches(self._outcomes)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take a model configuration: the first is waited for; later ones load beside the models that serve, which then give place.
@@ -86,8 +85,7 @@ class ModelReplica:
             logger.info("serving %s", ", ".join(sorted({model.model_version for model in loaded.values()})))
         # In one step: a batch under way keeps the model that it has.
         self._models, self._by_url, self._settings = models, loaded, settings
-        self._read.set_max_batch_size(settings.max_batch_size)
-        self._read.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._batches.max_batch_size, self._batches.wait_s = settings.max_batch_size, settings.batch_wait_s
 
     async def report(self, picture: Picture, model: str | None = None) -> DraftReport:
         """The draft of one picture by the first or a named model; raises the named error of this picture alone."""
@@ -95,19 +93,10 @@ class ModelReplica:
             raise ConfigError(
                 f"There is no model of that name here; models: {', '.join(filter(None, self._models)) or 'one without a name'}."
             )
-        outcome: Outcome = await self._read((picture, model))
+        outcome = await self._batches.outcome((picture, model))
         if isinstance(outcome, SSACLError):
             raise outcome
         return outcome
-
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
-    async def _read(self, asked: list[Asked]) -> list[Outcome]:
-        started = time.monotonic()
-        self._batches.add(started)
-        try:
-            return await asyncio.to_thread(self._outcomes, asked)
-        finally:
-            self._batches.discard(started)
 
     def _outcomes(self, asked: list[Asked]) -> list[Outcome]:
         models, settings = self._models, self._settings
@@ -137,7 +126,7 @@ class ModelReplica:
         ServeError
             A batch hangs.
         """
-        if any(time.monotonic() - started > self._batch_limit_s for started in tuple(self._batches)):
+        if self._batches.busy_since is not None and time.monotonic() - self._batches.busy_since > self._batch_limit_s:
             raise ServeError(f"A batch has taken more than {self._batch_limit_s:.0f} s.")
 
 

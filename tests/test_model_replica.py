@@ -40,37 +40,12 @@ def versions(folders: list[Path]) -> list[str]:
     return [load_model_folder(folder).model_version for folder in folders]
 
 
-@pytest.fixture(autouse=True)
-def as_in_serve() -> None:
-    """What Serve's batching asks of the process that it runs in."""
-    from ray.serve._private.common import DeploymentID, ReplicaID
-    from ray.serve._private.config import DeploymentConfig
-    from ray.serve.context import _set_internal_replica_context
-    from ray.serve.schema import ReplicaRank
-
-    identity = ReplicaID("one", deployment_id=DeploymentID("model", app_name="ssacl"))
-    deployment, rank = DeploymentConfig(max_ongoing_requests=16), ReplicaRank(rank=0, node_rank=0, local_rank=0)
-    _set_internal_replica_context(replica_id=identity, servable_object=None, _deployment_config=deployment, rank=rank, world_size=1)
-
-
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"checkpoint_url": str(folder), "generation": {"num_beams": 1, "max_new_tokens": 8}, "max_batch_size": 3, **changes}
 
 
-_runner = asyncio.Runner()
-
-
 def with_replica(work: Coroutine[Any, Any, None]) -> None:
-    # One loop for all: Serve's batching has a queue per process, which stays with the loop that it was made in.
-    async def limited() -> None:
-        try:
-            await asyncio.wait_for(work, 250)
-        finally:
-            for task in asyncio.all_tasks():
-                if task.get_coro().__qualname__ == "ModelReplica._follow":
-                    task.cancel()
-
-    _runner.run(limited())
+    asyncio.run(asyncio.wait_for(work, 250))
 
 
 async def until_served(replica: ModelReplica, version: str) -> None:
@@ -164,7 +139,7 @@ def test_a_batch_that_hangs_makes_the_replica_unhealthy(folders: list[Path], mon
             time.sleep(1.0)
             return outcomes(asked)
 
-        monkeypatch.setattr(replica, "_outcomes", slow)
+        monkeypatch.setattr(replica._batches, "_read", slow)
         asked = asyncio.create_task(replica.report(PICTURE))
         await asyncio.sleep(0)
         replica.check_health()
