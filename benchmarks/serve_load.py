@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="most films that a replica reads at once (default 4)")
     parser.add_argument("--tokens", type=int, default=48, help="of every report (default 48)")
     parser.add_argument("--beams", type=int, default=3, help="of the search (default 3)")
-    parser.add_argument("--replicas", type=int, default=3, help="most of them when they scale (default 3)")
+    parser.add_argument("--replicas", type=int, default=2, help="most of them when they scale (default 2)")
 
 
 def measure(options: argparse.Namespace) -> Measurement:

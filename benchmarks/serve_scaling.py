@@ -39,9 +39,9 @@ class Timeline:
 
 
 def scaling(settings: ServeSettings, films: Sequence[bytes], rate_per_s: float, seconds: float) -> tuple[dict[str, Any], Timeline]:
-    """Load for twice `seconds`, then silence until one replica is left: figures, and what was seen."""
+    """Load for four times `seconds`, as replicas take their time to start, then silence until one replica is left: figures, and what was seen."""
     with run_server(settings, blocking=False) as server:
-        timeline = asyncio.run(_watched(f"{server.url}/v1/reports", films, poisson_moments(rate_per_s, 2 * seconds, SEED)))
+        timeline = asyncio.run(_watched(f"{server.url}/v1/reports", films, poisson_moments(rate_per_s, 4 * seconds, SEED)))
     changes = timeline.changes()
     most = max(count for _, count in changes)
     rises = [at_s for at_s, count in changes if count > 1 and at_s <= timeline.load_ends_s]

@@ -1,7 +1,7 @@
 """How many requests may be under way at once, learned from how long they take; knows neither Ray nor HTTP.
 
-A fixed queue is too long for a slow model and too short for many replicas. So the limit follows the latency: it rises by about one a
-round while requests keep their target, and falls by a quarter when they do not (additive increase, multiplicative decrease).
+A fixed queue is too long for a slow model and too short for many replicas. So the limit follows the latency: it rises slowly while
+requests keep their target, and falls by a quarter when they do not (additive increase, multiplicative decrease).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 
 _BACK_OFF = 0.75
+_RISE = 0.25
+"""Requests that the limit rises by in a round. In the tests' simulation of one replica a third of what overload lets in is late with 1, a fifth so."""
 _COMFORT = 0.8
 """Share of the target up to which the limit still rises."""
 
@@ -56,4 +58,4 @@ class Admission:
                 self._limit = max(1.0, min(self._limit, was_under_way) * _BACK_OFF)
                 self._lowered_at = self._clock()
         elif took_s < _COMFORT * self._target_s and was_under_way >= self.limit:
-            self._limit += 1 / self._limit
+            self._limit += _RISE / self._limit
