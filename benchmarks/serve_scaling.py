@@ -39,7 +39,7 @@ class Timeline:
 
 
 def scaling(settings: ServeSettings, films: Sequence[bytes], rate_per_s: float, seconds: float) -> tuple[dict[str, Any], Timeline]:
-    """Load for four times `seconds`, as replicas take their time to start, then silence until one replica is left: figures, and what was seen."""
+    """Load for four times `seconds`, as replicas are slow to start, then silence until one is left: figures, and what was seen."""
     with run_server(settings, blocking=False) as server:
         timeline = asyncio.run(_watched(f"{server.url}/v1/reports", films, poisson_moments(rate_per_s, 4 * seconds, SEED)))
     changes = timeline.changes()
