@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 _BACK_OFF = 0.75
 _RISE = 0.25
-"""Requests that the limit rises by in a round: in the tests' simulation of one replica a third of what is let in is late with 1, a fifth so."""
+"""Requests that the limit rises by in a round. In the tests' simulation a third of what is let in is late with 1, a fifth so."""
 _COMFORT = 0.8
 """Share of the target up to which the limit still rises."""
 
