@@ -26,7 +26,7 @@ from ssacl.registry.versions import version_names
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import best_trial
 from ssacl.sweeps.ledger import CHECKS, HOLDER, Ledger, Trial
-from ssacl.sweeps.population import next_member
+from ssacl.sweeps.population import members, next_member
 from ssacl.sweeps.results import Results, export_best, register_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up
@@ -210,6 +210,6 @@ def _this_node() -> str:
 def _try_failed_again(ledger: Ledger) -> None:
     trials = ledger.trials()
     if not any(trial.came_through for trial in trials):
-        for trial in trials:
+        for trial in members(trials, ledger.generations()):
             if trial.status == "failed":
                 ledger.write(trial.model_copy(update={"status": "running", "error": ""}))
