@@ -35,7 +35,7 @@ class TrialQueue(Searcher):
 
     Parameters
     ----------
-    choose : gives the next trial, not yet written down, or none when there is no more; called with the names of those that run.
+    choose : gives the next trial, or none when there is no more before one that runs has ended; called with the names of those that run.
     at_once : trials that may run at a time.
     is_spent : whether the budget is used up; nothing more is started then, and what runs is stopped.
     """
@@ -45,6 +45,8 @@ class TrialQueue(Searcher):
         self._ledger, self._choose, self._at_once, self._is_spent = ledger, choose, at_once, is_spent
         self._live: dict[str, Trial] = {}
         self._heard: dict[str, float] = {}
+        self._paused: set[str] = set()
+        self._is_idle = False
         self.failure: SSACLError | None = None
         self.spent = ""
 
@@ -64,7 +66,7 @@ class TrialQueue(Searcher):
         self.spent = self.spent or self._is_spent()
         if self.failure is not None or self.spent:
             return Searcher.FINISHED
-        if len(self._live) >= self._at_once:
+        if len(self._live) >= self._at_once or self._is_idle:
             return None
         try:
             trial = self._choose({trial.name for trial in self._live.values()})
@@ -72,7 +74,9 @@ class TrialQueue(Searcher):
             self.failure = error
             return Searcher.FINISHED
         if trial is None:
-            return Searcher.FINISHED
+            # Asked again once one of those that run has ended: the ledger is not read many times a second.
+            self._is_idle = bool(self._live)
+            return None if self._live else Searcher.FINISHED
         self._ledger.write(trial)
         self._live[trial_id], self._heard[trial_id] = trial, time.monotonic()
         logger.info("%s starts%s", trial.name, f" again after {trial.step} steps" if trial.curve else f": {_told(trial.point)}")
@@ -86,6 +90,9 @@ class TrialQueue(Searcher):
         if result["event"] == "validation":
             record = json.loads(result["record"])
             trial.curve += [record] if record["step"] > trial.step else []
+        elif result["event"] == "paused":
+            trial.paused_at = result["step"]
+            self._paused.add(trial_id)
         elif result["event"] == "failed":
             trial.status, trial.error = "failed", result["error"]
         elif result["event"] == "end":
@@ -96,16 +103,17 @@ class TrialQueue(Searcher):
         self.spent = self.spent or self._is_spent()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._live.pop(trial_id)
+        trial, paused, self._is_idle = self._live.pop(trial_id), trial_id in self._paused, False
         trial.busy_s += time.monotonic() - self._heard.pop(trial_id)
         if error:
             trial.status, trial.error = "failed", "its process was lost too often; look into Ray's logs (ray logs)"
-        elif trial.status == "running":
+        elif trial.status == "running" and not paused:
             trial.status, trial.error = "pruned", self.spent
         self._ledger.write(trial)
         metrics = (*self._ledger.sweep.config.objectives, self._ledger.sweep.config.rung[0])
         values = ", ".join(f"{name} {value:.3f}" for name in dict.fromkeys(metrics) if (value := trial.value(name)) is not None)
-        logger.info("%s %s after %d steps: %s", trial.name, trial.status, trial.step, trial.error or values or "no validation")
+        status = "waits" if paused else trial.status
+        logger.info("%s %s after %d steps: %s", trial.name, status, trial.step, trial.error or values or "no validation")
         if trial.kind == "search":
             self.failure = self.failure or find_failure(self._ledger.sweep, self._ledger.trials())
         drop_losers(self._ledger)
@@ -153,15 +161,13 @@ def find_failure(sweep: Sweep, trials: list[Trial]) -> SSACLError | None:
     """Why the search cannot come to anything: all trials fail, or what it is to look at is never told."""
     failed = [trial for trial in trials if trial.status == "failed"]
     finished = [trial for trial in trials if trial.status == "finished"]
-    if len(failed) >= min(MANY_FAILURES, sweep.config.budget.trials) and not any(
-        trial.status in ("finished", "pruned") for trial in trials
-    ):
+    if len(failed) >= min(MANY_FAILURES, sweep.config.budget.trials) and not any(trial.came_through for trial in trials):
         return TrainingError(
             f"All {len(failed)} trials failed. The first, {failed[0].name}: {failed[0].error} "
             "Mend that, then run the same command again: they are tried once more."
         )
     if finished:
-        wanted = [*sweep.config.objectives, *([sweep.config.rung[0]] if sweep.config.scheduler.kind == "asha" else [])]
+        wanted = [*sweep.config.objectives, *([sweep.config.rung[0]] if sweep.config.scheduler.kind != "none" else [])]
         never = [name for name in wanted if all(trial.value(name) is None for trial in finished)]
         if never:
             there = sorted({name for trial in finished for record in trial.curve for name in record} - {"step", "stage", "last"})

@@ -37,6 +37,7 @@ from ssacl.training.curves import write_curves
 from ssacl.training.events import FOLDER
 from ssacl.training.reporter import MetricsLog
 from ssacl.training.resume import run_storage
+from ssacl.training.sealed import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +50,26 @@ class TrainingResult:
     """What a run left; the URLs lie in its storage, the paths on this machine."""
 
     model_url: str
+    """Empty where the run ended before its last step, as it was told to."""
     metrics_path: Path
     curves_png: Path
     metrics: list[dict[str, Any]] = field(repr=False)
 
 
-def run_training(config: Config, progress: bool = True, address: str | None = None, out_folder: Path | None = None) -> TrainingResult:
+def run_training(
+    config: Config,
+    progress: bool = True,
+    address: str | None = None,
+    out_folder: Path | None = None,
+    until_step: int | None = None,
+) -> TrainingResult:
     """Run the stages of `config` with Ray Train; the same `(run.storage_url, run.name)` continues.
 
     Parameters
     ----------
     progress : show a live line.
     out_folder : where metrics.jsonl and training.png go on this machine; none: runs/<run.name>.
+    until_step : as in `ssacl.training.loop.train`.
 
     Raises
     ------
@@ -78,7 +87,7 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
         if dashboard:
             logger.info("Ray dashboard: %s", dashboard)
         require_room(config, counts[0])
-        _fit(config, counts, progress)
+        _fit(config, counts, progress, until_step)
     metrics = MetricsLog.parse(storage.read(MetricsLog.KEY))
     folder.mkdir(parents=True, exist_ok=True)
     metrics_path, curves = folder / "metrics.jsonl", folder / "training.png"
@@ -91,10 +100,11 @@ def run_training(config: Config, progress: bool = True, address: str | None = No
         storage.sub(FOLDER).url,
         f"; Ray dashboard: {dashboard}" if dashboard else "",
     )
-    return TrainingResult(storage.sub("model").url, metrics_path, curves, metrics.records)
+    model_url = storage.sub("model").url if storage.exists(f"model/{MANIFEST}") else ""
+    return TrainingResult(model_url, metrics_path, curves, metrics.records)
 
 
-def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
+def _fit(config: Config, counts: tuple[int, ...], progress: bool, until_step: int | None) -> None:
     board = new_board(config.run.name)
     with (
         tempfile.TemporaryDirectory(prefix="ssacl-ray-train-") as folder,
@@ -103,7 +113,7 @@ def _fit(config: Config, counts: tuple[int, ...], progress: bool) -> None:
         _own_interrupt(),
     ):
         for _ in range(config.run.max_restarts + 1):
-            trainer = _trainer(config, counts, board, folder)
+            trainer = _trainer(config, counts, board, folder, until_step)
             try:
                 trainer.fit()
                 break
@@ -136,7 +146,7 @@ def _raise_named(board: Any) -> None:
     raise_named(board)
 
 
-def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -> _Trainer:
+def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str, until_step: int | None) -> _Trainer:
     elastic = not isinstance(config.run.num_train_workers, int)
     scaling = ray.train.ScalingConfig(
         num_workers=(counts[0], counts[-1]) if elastic else counts[0],
@@ -146,7 +156,7 @@ def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str) -
     )
     trainer = _Trainer(
         train_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "board": board},
+        train_loop_config={"config": config.model_dump(mode="json"), "board": board, "until_step": until_step},
         torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
@@ -226,7 +236,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     if not config.run.use_gpu:
         torch.set_num_threads(max(1, int(config.run.cpus_per_train_worker)))
     try:
-        train(config, RayReporter(board, context.get_world_rank()), context.get_world_rank(), context.get_world_size(), device)
+        rank, size = context.get_world_rank(), context.get_world_size()
+        train(config, RayReporter(board, rank), rank, size, device, settings["until_step"])
     except SSACLError as error:
         ray.get(board.fail.remote(type(error).__name__, str(error)))
         raise

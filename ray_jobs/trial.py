@@ -20,6 +20,7 @@ from ssacl.data.storage import MissingObjectError, Storage
 from ssacl.errors import SSACLError, StorageError
 from ssacl.sweeps.config import POINTING, Sweep
 from ssacl.sweeps.ledger import Ledger, Trial
+from ssacl.sweeps.population import leg_end
 from ssacl.training.reporter import MetricsLog, Record
 from ssacl.training.resume import run_storage
 
@@ -31,17 +32,21 @@ POLL_S = 1.0
 def run_trial(chosen: dict[str, Any], sweep: Sweep, environment: Mapping[str, str]) -> None:
     """What the actor of a trial runs; `chosen["name"]` is a trial of the ledger.
 
-    Tune hears every validation ("validation"), then "end", or "failed" with the error: what a trial's own error ends is not tried again.
+    Tune hears every validation ("validation"), then "end", "paused" where the trial waits for the rest of its population, or "failed"
+    with the error: what a trial's own error ends is not tried again.
     """
     os.environ.update(environment)
     ledger = Ledger(sweep)
     trial = ledger.read(chosen["name"])
     try:
-        config = ledger.run_config(trial)
+        config, until_step = ledger.run_config(trial), leg_end(sweep.config, trial)
         told = _Told(run_storage(config), config)
         with tempfile.TemporaryDirectory(prefix="ssacl-trial-") as folder, told.live():
-            result = run_training(config, progress=False, out_folder=Path(folder))
+            result = run_training(config, progress=False, out_folder=Path(folder), until_step=until_step)
         told.look()
+        if not result.model_url:
+            tune.report({"event": "paused", "step": until_step})
+            return
         masks, test = _final(sweep, trial, result.model_url, config.data.url)
         tune.report({"event": "end", "masks": json.dumps(masks), "test": json.dumps(test)})
     except SSACLError as error:

@@ -7,8 +7,9 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,6 +26,7 @@ from ssacl.registry.versions import version_names
 from ssacl.sweeps.config import DEFAULT_TRIAL, Sweep
 from ssacl.sweeps.front import best_trial
 from ssacl.sweeps.ledger import CHECKS, HOLDER, Ledger, Trial
+from ssacl.sweeps.population import members, next_member
 from ssacl.sweeps.results import Results, export_best, register_best, write_results
 from ssacl.sweeps.search import propose
 from ssacl.sweeps.space import look_up
@@ -117,16 +119,19 @@ def _search(ledger: Ledger, at_once: int) -> None:
         busy_s = sum(trial.busy_s for trial in ledger.trials()) if config.budget.gpu_hours is not None else 0.0
         return config.budget.spent(elapsed_s / 3600, gpus * busy_s / 3600)
 
+    def start(trials: Sequence[Trial]) -> Trial:
+        name = f"trial-{len(trials):04d}"
+        point = {key: look_up(base, key) for key in config.space} if name == DEFAULT_TRIAL else propose(config, trials, len(trials))
+        return Trial(name=name, point=point, seed=base.run.seed)
+
     def choose(live: set[str]) -> Trial | None:
+        if config.scheduler.kind == "pbt":
+            return next_member(ledger, live, start)
         trials = ledger.trials()
         left = [trial for trial in trials if trial.status == "running" and trial.name not in live]
         if left:
             return left[0]
-        if len(trials) >= config.budget.trials:
-            return None
-        name = f"trial-{len(trials):04d}"
-        point = {key: look_up(base, key) for key in config.space} if name == DEFAULT_TRIAL else propose(config, trials, len(trials))
-        return Trial(name=name, point=point, seed=base.run.seed)
+        return start(trials) if len(trials) < config.budget.trials else None
 
     queue = TrialQueue(ledger, choose, at_once, is_spent)
     _run_trials(ledger, queue, Rungs(ledger, queue))
@@ -136,15 +141,15 @@ def _stability(ledger: Ledger, best: Trial, at_once: int) -> None:
     """Train the best, and the base as it is and with learned weights, with seeds that the search did not see: the best of many draws is
     partly luck."""
     base, check = ledger.sweep.base, ledger.sweep.config.stability
-    arms: list[tuple[Literal["best", "uncertainty"], str, dict[str, Any]]] = []
+    arms: list[tuple[str, dict[str, Any]]] = []
     if best.name != DEFAULT_TRIAL:
-        arms.append(("best", best.name, best.point))
+        arms.append((best.name, {"kind": "best", "point": best.point, "past": best.past}))
     if check.uncertainty and base.losses.balance != "uncertainty":
-        arms.append(("uncertainty", "uncertainty", {"losses.balance": "uncertainty"}))
+        arms.append(("uncertainty", {"kind": "uncertainty", "point": {"losses.balance": "uncertainty"}}))
     planned = []
     for seed in range(1, check.seeds + 1) if arms else ():
         planned.append(Trial(name=f"base-seed-{seed}", kind="base", seed=base.run.seed + seed))
-        planned += [Trial(name=f"{name}-seed-{seed}", kind=kind, point=point, seed=base.run.seed + seed) for kind, name, point in arms]
+        planned += [Trial(name=f"{name}-seed-{seed}", seed=base.run.seed + seed, **what) for name, what in arms]
     for trial in ledger.trials(*CHECKS):
         if trial.status == "failed":
             ledger.write(trial.model_copy(update={"status": "running", "error": ""}))
@@ -204,7 +209,7 @@ def _this_node() -> str:
 
 def _try_failed_again(ledger: Ledger) -> None:
     trials = ledger.trials()
-    if not any(trial.status in ("finished", "pruned") for trial in trials):
-        for trial in trials:
+    if not any(trial.came_through for trial in trials):
+        for trial in members(trials, ledger.generations()):
             if trial.status == "failed":
                 ledger.write(trial.model_copy(update={"status": "running", "error": ""}))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ssacl.changes import Change, ascending, changed_trees
+from ssacl.dotted import apply_override
 from ssacl.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -290,6 +292,9 @@ class RunConfig(_Section):
         StageConfig(kind="generation", num_epochs=20),
         StageConfig(kind="findings", num_epochs=5),
     )
+    changes: Annotated[tuple[Change, ...], AfterValidator(ascending)] = Field(
+        (), description="Half way, other values: [{after_steps: 500, values: {optim.lr: 1.0e-4}}]; docs/SWEEPS.md says which keys can."
+    )
     checkpoint_every_steps: Count = 500
     asynchronous_checkpoints: bool = Field(
         True,
@@ -327,6 +332,13 @@ class Config(_Section):
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="after")
+    def _changes_fit(self) -> Config:
+        if self.run.changes:
+            for _, tree in changed_trees(self.model_dump(mode="json")):
+                parse_config(tree)
+        return self
+
     def to_yaml(self) -> str:
         """The resolved tree as YAML, readable by `load_config`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -352,7 +364,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"{path} must hold a mapping of sections (data, model, losses, optim, engine, run).")
         tree = loaded
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return parse_config(tree)
 
 
@@ -362,30 +374,6 @@ def parse_config(tree: dict[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(dict(item)) for item in error.errors())) from error
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"'{override}' is not an override; write section.key=value, as in optim.lr=1e-4.")
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"'{key}' does not lead to a key: '{section}' is a value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of '{key}' is not valid YAML: {text}") from error
-    tree[last] = yaml_number(value)
-
-
-def yaml_number(value: Any) -> Any:
-    """`value`, or the number that it is meant to be: YAML 1.1 reads "1e-4" (no dot) as a string."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -138,6 +138,34 @@ def test_a_spent_budget_starts_nothing_and_stops_what_runs(tmp_path: Path) -> No
     assert tune.ledger.read(base).error == "the budget of 1 hours is spent"
 
 
+def test_who_waits_for_the_population_is_not_pruned_and_nobody_is_asked_for_in_vain(tmp_path: Path) -> None:
+    tune = Tune(make_ledger(tmp_path), num_trials=2, at_once=3)
+    first, second = tune.start(), tune.start()
+    assert tune.queue.suggest("next") is None, "one that runs may make room for another"
+    tune.queue._choose = lambda live: pytest.fail("asked again, though nothing has ended")
+    assert tune.queue.suggest("next") is None
+    tune.tell(first, 2, 0.5)
+    tune._result(first, {"event": "paused", "step": 2})
+    tune.stop(first)
+    waits = tune.ledger.read(first)
+    assert (waits.status, waits.paused_at) == ("running", 2)
+    tune.queue._choose = lambda live: None
+    assert tune.queue.suggest("next") is None
+    tune.end(second)
+    assert tune.queue.suggest("next") == Searcher.FINISHED
+
+
+def test_members_that_fail_do_not_end_a_population_that_has_others(tmp_path: Path) -> None:
+    tune = Tune(make_ledger(tmp_path, budget={"trials": 6}), at_once=4)
+    sound = tune.start()
+    bad = [tune.start() for _ in range(3)]
+    tune._result(sound, {"event": "paused", "step": 2})
+    tune.stop(sound)
+    for name in bad:
+        tune.end(name, error="TrainingError: not finite")
+    assert tune.queue.failure is None
+
+
 def test_only_the_front_keeps_its_model(tmp_path: Path) -> None:
     tune = Tune(make_ledger(tmp_path), at_once=1)
     for agreement in (0.5, 0.9, 0.7):

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 from sweep_files import write_sweep
 from test_faults_ray import HEAD, QUICK
@@ -23,10 +24,14 @@ from test_faults_ray import HEAD, QUICK
 from ray_jobs.session import ray_session
 from ray_jobs.tune import run_sweep
 from ssacl.config import load_config
+from ssacl.data.storage import open_storage
 from ssacl.errors import ConfigError
+from ssacl.registry.versions import version_names
 from ssacl.sweeps.config import load_sweep
-from ssacl.sweeps.ledger import Ledger, Trial
+from ssacl.sweeps.ledger import Ledger, Trial, trial_config
 from ssacl.sweeps.results import Results
+from ssacl.training.loop import train
+from ssacl.training.reporter import LogReporter
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -135,6 +140,62 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_stood(tmp_path: Path) -> 
     assert best.run.name == "tiny-best"
     assert best.optim.lr == begun.point["optim.lr"]
     assert results.page.exists()
+
+
+@pytest.mark.timeout(500)
+def test_a_population_killed_in_the_middle_goes_on_with_the_same_copies(tmp_path: Path) -> None:
+    path = write_sweep(
+        tmp_path,
+        # The base's rate learns; all others are too low to.
+        space={"optim.lr": {"log_uniform": [1e-7, 2e-7]}},
+        objectives={"image_reconstruction": "min"},
+        scheduler={"kind": "pbt", "first_rung_steps": 6, "population": 2, "redraw": 0.0},
+        budget={"trials": 3},
+        max_concurrent=2,
+        registry_url=str(tmp_path / "registry"),
+    )
+    # The generation lies in the middle of a stage, and no checkpoint or validation is due there.
+    overrides = ["run.stages=[{kind: contrastive, num_steps: 12}]", "run.checkpoint_every_steps=4", "run.validate_every_steps=4"]
+    sweep = load_sweep(path, overrides)
+    ledger = Ledger(sweep)
+    runs = tmp_path / "sweeps/tiny/runs"
+    command = [sys.executable, "-m", "ssacl.cli", "tune", "--config", str(path), *overrides]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log, cwd=Path(__file__).parents[1]) as driver:
+        try:
+            give_up_at = time.monotonic() + GIVE_UP_S
+            while not (tmp_path / "sweeps/tiny/trials/trial-0002.json").exists():
+                assert driver.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < give_up_at, (tmp_path / "log").read_text()
+                time.sleep(0.02)
+        finally:
+            driver.kill()
+    generations, copy = ledger.generations(), ledger.read("trial-0002")
+    assert [fork.model_dump() for fork in generations[0].forks] == [
+        {"name": "trial-0002", "parent": "trial-0000", "replaces": "trial-0001", "point": {"optim.lr": 2e-7}}
+    ]
+    with ray_session(num_cpus=2):
+        results = run_sweep(sweep, out_folder=tmp_path / "out")
+        records = ledger.trials()
+        run_sweep(sweep, out_folder=tmp_path / "out")
+    assert ledger.trials() == records, "no trial runs twice"
+    assert ledger.generations() == generations
+    assert [trial.status for trial in records] == ["finished", "pruned", "finished"]
+    assert [trial.step for trial in records] == [12, 6, 12]
+    assert (records[2].point, records[2].past) == (copy.point, copy.past)
+    donor, copied = step_records(runs / "trial-0000"), step_records(runs / "trial-0002")
+    assert [record["run_step"] for record in copied] == list(range(1, 13))
+    assert copied[:6] == donor[:6], "it begins as a copy"
+    assert [record["lr"] < 2.1e-7 for record in copied[1:]] == [False] * 5 + [True] * 6, "and goes on under its own settings"
+    assert not list(runs.glob("*/checkpoints/*/manifest.json"))
+    # Its configuration alone, as `best.yaml` holds the best's, trains the copy again.
+    config = trial_config(sweep, records[2])
+    torch.set_num_threads(1)
+    again = train(config.model_copy(update={"run": config.run.model_copy(update={"storage_url": str(tmp_path / "again")})}), LogReporter())
+    assert [record["losses"] for record in again.metrics if record["event"] == "step"] == [record["losses"] for record in copied]
+    last = [record["losses"] for record in again.metrics if record["event"] == "validation"][-1]
+    assert last["image_reconstruction"] == records[2].value("image_reconstruction")
+    registry = open_storage(tmp_path / "registry")
+    assert [f"{registry.url}@{name}" for name in version_names(registry)] == [results.table["registered"]], "registered once"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from ssacl.data.storage import FolderStorage, open_storage
 from ssacl.data.truth_guard import refuse_truth
 from ssacl.errors import SplitError
 from ssacl.phantom import write_dicom_tree
+from ssacl.training.legs import legs
 from ssacl.training.loop import _Run
 from ssacl.training.reporter import LogReporter
 
@@ -143,7 +144,8 @@ def test_no_import_inside_a_function_does_either() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_loop_cannot_load_the_test_split(training: bool, tmp_path: Path) -> None:
     data = write_training_set(tmp_path / "set")
-    run = _Run(tiny_config(data, tmp_path / "runs"), LogReporter(), 0, 1, torch.device("cpu"))
+    [leg] = legs(tiny_config(data, tmp_path / "runs"))
+    run = _Run(leg, LogReporter(), 0, 1, torch.device("cpu"))
     assert run._loader("val", "wrap", training).steps_per_epoch > 0
     with pytest.raises(SplitError):
         run._loader("test", "wrap", training)

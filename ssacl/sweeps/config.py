@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ssacl.changes import CHANGEABLE, why_fixed
 from ssacl.config import Config, Count, load_config
 from ssacl.errors import ConfigError
 from ssacl.sweeps.space import Domain, check_space
@@ -41,10 +42,22 @@ class Searcher(_Section):
 
 
 class Scheduler(_Section):
-    kind: Literal["asha", "none"] = "asha"
+    kind: Literal["asha", "pbt", "none"] = Field(
+        "asha", description="`asha` stops trials that fall behind; `pbt` (population-based training) puts copies of others in their place."
+    )
     metric: str = Field("", description="What rungs compare; empty: the first objective.")
-    first_rung_steps: Count = Field(300, description="Optimizer steps, over all stages, before a trial may be stopped.")
-    factor: float = Field(3.0, gt=1, description="Each rung is this many times the one before; the best 1/factor of its trials go on.")
+    first_rung_steps: Count = Field(
+        300,
+        description="Optimizer steps, over all stages, before a trial may be stopped; `pbt`: between two comparisons of the population.",
+    )
+    factor: float = Field(
+        3.0, gt=1, description="`asha`: each rung is this many times the one before; the best 1/factor of its trials go on."
+    )
+    population: int = Field(8, ge=2, description="`pbt`: trials that train side by side, the base among them.")
+    quantile: float = Field(
+        0.25, gt=0, le=0.5, description="`pbt`: share of the population that is replaced, by copies of as many of the best."
+    )
+    redraw: float = Field(0.25, ge=0, le=1, description="`pbt`: probability that a copy's value is drawn anew, not moved.")
 
 
 class Budget(_Section):
@@ -111,7 +124,11 @@ class Sweep(_Section):
     def identity(self) -> dict[str, Any]:
         """What a sweep of one name may not change half way; budget, concurrency and stability seeds it may."""
         free = {"storage_url", "truth", "base", "budget", "max_concurrent", "stability", "registry_url"}
-        return {**self.config.model_dump(mode="json", exclude=free), "base": run_settings(self.base)}
+        tree = self.config.model_dump(mode="json", exclude=free)
+        if self.config.scheduler.kind != "pbt":
+            for name in ("population", "quantile", "redraw"):
+                del tree["scheduler"][name]
+        return {**tree, "base": run_settings(self.base)}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Sweep:
@@ -165,9 +182,33 @@ def checked_sweep(config: SweepConfig, base: Config) -> Sweep:
         raise ConfigError(f"The objective '{POINTING}' needs masks: give truth, a phantom's truth folder, or use mirror_agreement.")
     if config.rung[0] == POINTING and config.scheduler.kind != "none":
         raise ConfigError(f"'{POINTING}' is measured on finished models: name another scheduler.metric, as mirror_agreement.")
+    if config.scheduler.kind == "pbt":
+        _check_population(config, base)
     if config.budget.gpu_hours is not None and not base.run.use_gpu:
         raise ConfigError("budget.gpu_hours limits nothing, as run.use_gpu is false. Use budget.hours or budget.trials.")
     return Sweep(config=config, base=base.model_copy(update={"run": base.run.model_copy(update={"num_figure_films": config.num_films})}))
+
+
+def _check_population(config: SweepConfig, base: Config) -> None:
+    """
+    Raises
+    ------
+    ConfigError
+        A key of the space cannot change half way, the base has changes of its own, or no trial is left for a successor.
+    """
+    for key in (*config.space, *config.same_sum):
+        if reason := why_fixed(key):
+            raise ConfigError(
+                f"scheduler.kind pbt changes settings half way, and '{key}' cannot: {reason}. Take it out, or use asha. "
+                f"Keys that can: {', '.join(CHANGEABLE)}."
+            )
+    if base.run.changes:
+        raise ConfigError("scheduler.kind pbt finds run.changes itself: take them out of the base.")
+    if config.budget.trials <= config.scheduler.population:
+        raise ConfigError(
+            f"budget.trials {config.budget.trials} leaves no successor to a population of {config.scheduler.population}: every copy is a "
+            "trial. Give more trials, or a smaller scheduler.population."
+        )
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def _parallel(panel: Any, config: SweepConfig, tree: Mapping[str, Any]) -> None:
         panel.annotate(low, (column, -0.06), ha="center", fontsize=6, color="#66707a")
         panel.annotate(high, (column, 1.03), ha="center", fontsize=6, color="#66707a")
         panel.axvline(column, color="#d5d9de", linewidth=0.8, zorder=0)
-    panel.set_title("every trial (blue: trained to the end, grey: stopped at a rung, green: the best)", fontsize=10)
+    panel.set_title("every trial (blue: trained to the end, grey: stopped early, green: the best)", fontsize=10)
 
 
 def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,7 +118,7 @@ def _importance(panel: Any, names: Sequence[str], tree: Mapping[str, Any]) -> No
 
 def _learning(panel: Any, name: str, trials: Sequence[Trial], tree: Mapping[str, Any]) -> None:
     for trial in trials:
-        points = [(record["step"], record[name]) for record in trial.curve if name in record]
+        points = [(record["step"], record[name]) for record in trial.curve if name in record and record["step"] >= trial.forked_at]
         best = trial.name == tree["best"]
         colour = _BEST if best else _STATUS[trial.status]
         panel.plot([x for x, _ in points], [y for _, y in points], ".-", color=colour, linewidth=2.0 if best else 1.0, markersize=4)

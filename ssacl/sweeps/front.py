@@ -38,7 +38,7 @@ def best_so_far(trials: Sequence[Trial], metric: str, mode: str) -> list[tuple[i
     """(optimizer steps spent by all trials up to here, best value so far) after each trial, in the order of their numbers."""
     curve, spent, best = [], 0, None
     for trial in trials:
-        spent += trial.step
+        spent += trial.step - trial.forked_at
         value = trial.value(metric) if trial.status == "finished" else None
         if value is not None:
             best = value if best is None else (max if mode == "max" else min)(best, value)

@@ -3,6 +3,7 @@
 <storage_url>/<name>/
     sweep.json             what the sweep is; another one of the same name is refused
     trials/NAME.json       a `Trial`
+    generations/NNNN.json  a `Generation`, under population-based training
     runs/NAME/             its training run, as `ssacl train` leaves one
     sweep.lock             while the command is alive
 """
@@ -14,12 +15,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ssacl.changes import Change
 from ssacl.config import Config
 from ssacl.data.lease import Holder
 from ssacl.data.storage import Storage, open_storage
 from ssacl.errors import ConfigError, StorageError
 from ssacl.sweeps.config import Sweep
-from ssacl.sweeps.space import with_values
+from ssacl.sweeps.space import look_up, with_values
 from ssacl.training.checkpoint import config_differences
 
 HOLDER = Holder("sweep", "Let it end, or stop it, then run the same command again; or choose another name.", key="sweep.lock")
@@ -28,6 +30,18 @@ CHECKS = ("base", "best", "uncertainty")
 """Kinds of trials in the stability check."""
 
 Status = Literal["running", "finished", "pruned", "failed"]
+
+
+class Past(BaseModel):
+    """A part of what a copy was trained with before it was one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """The trial that trained it."""
+    point: dict[str, Any]
+    until_step: int
+    """Optimizer steps, over all stages, that were done when it was copied."""
 
 
 class Trial(BaseModel):
@@ -48,6 +62,10 @@ class Trial(BaseModel):
     error: str = ""
     busy_s: float = 0.0
     """Time that it ran, over all its starts."""
+    past: list[Past] = Field(default_factory=list)
+    """Under population-based training, of a copy: what it was before, the oldest first."""
+    paused_at: int = 0
+    """Steps after which it waits for the rest of the population, with a checkpoint."""
 
     @property
     def number(self) -> int:
@@ -60,6 +78,38 @@ class Trial(BaseModel):
     @property
     def step(self) -> int:
         return int(self.curve[-1]["step"]) if self.curve else 0
+
+    @property
+    def came_through(self) -> bool:
+        """Whether it trained to its end, to a rung that stopped it, or to where the population waits."""
+        return self.status in ("finished", "pruned") or (self.status == "running" and self.paused_at > 0)
+
+    @property
+    def forked_at(self) -> int:
+        """Steps that it did not take itself."""
+        return self.past[-1].until_step if self.past else 0
+
+
+class Fork(BaseModel):
+    """A new trial that goes on from a copy of `parent`'s checkpoint, in the place of `replaces`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    parent: str
+    replaces: str
+    point: dict[str, Any]
+
+
+class Generation(BaseModel):
+    """What the population came to after `step` optimizer steps; written once, before anything follows from it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    scores: dict[str, float | None]
+    """Of every member; none for one that failed."""
+    forks: list[Fork]
 
 
 class Ledger:
@@ -111,6 +161,17 @@ class Ledger:
     def write(self, trial: Trial) -> None:
         self.storage.write(_key(trial.name), trial.model_dump_json(indent=1).encode())
 
+    def generations(self) -> list[Generation]:
+        """In their order."""
+        return [Generation.model_validate_json(self.storage.read(item.key)) for item in self.storage.list("generations/")]
+
+    def write_generation(self, generation: Generation) -> None:
+        self.storage.write(f"generations/{len(self.generations()) + 1:04d}.json", generation.model_dump_json(indent=1).encode())
+
+    def run(self, name: str) -> Storage:
+        """Where a trial's training run lies."""
+        return self.storage.sub(f"runs/{name}")
+
     def run_config(self, trial: Trial) -> Config:
         """The whole training configuration of a trial; its run lies below the sweep's storage."""
         config = trial_config(self.sweep, trial)
@@ -127,7 +188,7 @@ class Ledger:
 
     def drop_run(self, trial: Trial, keep_model: bool) -> None:
         """Delete a trial's checkpoints, and its model unless that is to stay; metrics and curves stay."""
-        run = self.storage.sub(f"runs/{trial.name}")
+        run = self.run(trial.name)
         for folder in ("checkpoints/",) if keep_model else ("checkpoints/", "model/"):
             # Manifests first: nothing is then ever half there.
             for item in sorted(run.list(folder), key=lambda item: not item.key.endswith("manifest.json")):
@@ -136,8 +197,22 @@ class Ledger:
 
 def trial_config(sweep: Sweep, trial: Trial) -> Config:
     """The training configuration of a trial, under the base's own name and storage."""
-    config = with_values(sweep.base, trial.point, sweep.config.same_sum)
-    return config.model_copy(update={"run": config.run.model_copy(update={"seed": trial.seed})})
+    config = with_values(sweep.base, trial.past[0].point if trial.past else trial.point, sweep.config.same_sum)
+    run: dict[str, Any] = {"seed": trial.seed}
+    if trial.past:
+        run["changes"] = tuple(Change(after_steps=start, values=values) for start, values in trial_schedule(sweep, trial)[1:])
+    return config.model_copy(update={"run": config.run.model_copy(update=run)})
+
+
+def trial_schedule(sweep: Sweep, trial: Trial) -> list[tuple[int, dict[str, Any]]]:
+    """(optimizer steps done before, dotted key -> value from then on) of a trial and what it was copied from; one entry if of nothing."""
+    starts = [0, *(past.until_step for past in trial.past)]
+    keys = dict.fromkeys((*sweep.config.space, *trial.point, *sweep.config.same_sum))
+    schedule = []
+    for start, point in zip(starts, [*(past.point for past in trial.past), trial.point], strict=True):
+        config = with_values(sweep.base, point, sweep.config.same_sum)
+        schedule.append((start, {key: look_up(config, key) for key in keys}))
+    return schedule
 
 
 def _key(name: str) -> str:

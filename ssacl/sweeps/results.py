@@ -19,8 +19,7 @@ from ssacl.registry.versions import register
 from ssacl.sweeps.figures import sweep_png
 from ssacl.sweeps.front import best_so_far, best_trial, pareto_front
 from ssacl.sweeps.importance import importance
-from ssacl.sweeps.ledger import CHECKS, Ledger, Trial, trial_config
-from ssacl.sweeps.space import look_up
+from ssacl.sweeps.ledger import CHECKS, Ledger, Trial, trial_config, trial_schedule
 from ssacl.sweeps.stability import ARMS, compare_runs
 from ssacl.training.sealed import MANIFEST, download_folder, upload_folder
 
@@ -116,7 +115,7 @@ def sweep_table(ledger: Ledger) -> dict[str, Any]:
     front = {trial.name for trial in pareto_front(trials, config.objectives)}
     rows = []
     for trial in trials:
-        resolved = trial_config(sweep, trial)
+        values = trial_schedule(sweep, trial)[-1][1]
         rows.append(
             {
                 "name": trial.name,
@@ -125,7 +124,9 @@ def sweep_table(ledger: Ledger) -> dict[str, Any]:
                 "minutes": round(trial.busy_s / 60, 2),
                 "on_front": trial.name in front,
                 "objectives": {name: trial.value(name) for name in config.objectives},
-                "values": {key: look_up(resolved, key) for key in dict.fromkeys((*config.space, *config.same_sum))},
+                "values": {key: values[key] for key in dict.fromkeys((*config.space, *config.same_sum))},
+                "copy_of": trial.past[-1].name if trial.past else None,
+                "copied_at": trial.forked_at,
                 "error": trial.error,
             }
         )
@@ -144,13 +145,20 @@ def sweep_table(ledger: Ledger) -> dict[str, Any]:
         "num_trials": {status: sum(trial.status == status for trial in trials) for status in ("finished", "pruned", "failed", "running")},
         "hours": round(ledger.elapsed_s / 3600, 3),
         "best": best.name,
+        "best_schedule": [
+            {"trial": name, "after_steps": start, "values": values}
+            for name, (start, values) in zip([*(past.name for past in best.past), best.name], trial_schedule(sweep, best), strict=True)
+        ],
         "best_model": ledger.storage.sub(BEST_MODEL).url,
         "trials": rows,
         "importance": {name: importance(config, trials, name) for name in config.objectives},
         "best_so_far": {name: best_so_far(trials, name, mode) for name, mode in config.objectives.items()},
         "stability": {"validation": validation, "test": test},
         # What it costs to come by a configuration and to train it once.
-        "cost_steps": {"best": sum(trial.step for trial in trials) + best.step, **dict.fromkeys(("base", "uncertainty"), trials[0].step)},
+        "cost_steps": {
+            "best": sum(trial.step - trial.forked_at for trial in trials) + best.step,
+            **dict.fromkeys(("base", "uncertainty"), trials[0].step),
+        },
         "stability_failures": {run.name: run.error for run in runs if run.status == "failed"},
     }
 
@@ -172,7 +180,16 @@ def table_text(tree: Mapping[str, Any]) -> str:
         lines.append([*cells, *(_number(row["objectives"][name]) for name in names), *(_number(value) for value in row["values"].values())])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return text + "\n\n* the best, + on the Pareto front\n" + "".join(f"\n{line}" for line in _stability_lines(tree)) + "\n"
+    lineage = _lineage(tree)
+    notes = [f"The best is a schedule, which best.yaml repeats: {lineage}", *_stability_lines(tree)] if lineage else _stability_lines(tree)
+    return text + "\n\n* the best, + on the Pareto front\n" + "".join(f"\n{line}" for line in notes) + "\n"
+
+
+def _lineage(tree: Mapping[str, Any]) -> str:
+    """What the best was copied from, in words; empty where it is no copy."""
+    if len(tree["best_schedule"]) < 2:
+        return ""
+    return ", ".join(f"{part['trial']} from step {part['after_steps']}" for part in tree["best_schedule"])
 
 
 def _stability_lines(tree: Mapping[str, Any]) -> list[str]:
@@ -210,6 +227,7 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
     parts = [
         f"<p>{counts}; {tree['hours']:.2f} hours. The best is {tree['best']}: best.yaml trains it again.</p>",
         f"<p>Registered as {escape(tree['registered'])}; no channel points to it by this.</p>" if tree["registered"] else "",
+        f"<p>It is a schedule: {escape(_lineage(tree))}.</p>{_schedule_table(tree)}" if _lineage(tree) else "",
         f'<img alt="parallel coordinates, importance, front, learning curves" src="data:image/png;base64,{b64encode(png).decode()}">',
         "<h2>Against the base, with seeds that the search did not see</h2>",
         table(["", "split", "metric", "base", "it", "difference", ""], _escaped(stability)) if stability else "<p>Not compared.</p>",
@@ -219,6 +237,13 @@ def _page(tree: Mapping[str, Any], png: bytes) -> str:
         table(head, _escaped(rows), numbers=tuple(range(2, len(head) - 1))),
     ]
     return page(f"Sweep {tree['sweep']}", parts)
+
+
+def _schedule_table(tree: Mapping[str, Any]) -> str:
+    schedule = tree["best_schedule"]
+    keys = list(schedule[0]["values"])
+    rows = [[part["trial"], str(part["after_steps"]), *(_number(part["values"][key]) for key in keys)] for part in schedule]
+    return str(table(["trial", "after steps", *keys], _escaped(rows), numbers=tuple(range(1, len(keys) + 2))))
 
 
 def _escaped(rows: list[list[str]]) -> list[list[str]]:

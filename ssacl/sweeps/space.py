@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from ssacl.config import Config, parse_config, yaml_number
+from ssacl.config import Config, parse_config
+from ssacl.dotted import find, put, yaml_number
 from ssacl.errors import ConfigError
 
 _NOT_SEARCHED = ("run.name", "run.storage_url", "run.seed", "run.num_figure_films", "data.url", "data.tokenizer_url")
 """What names a trial, or the data that trials are compared on."""
+_WHO = "The search space"
 
 
 class Domain(BaseModel):
@@ -55,6 +57,23 @@ class Domain(BaseModel):
             return value in self.choice
         return isinstance(value, int | float) and self.ends[0] <= value <= self.ends[1]
 
+    def at(self, share: float) -> Any:
+        """The value at a share (0..1) of the domain."""
+        if self.choice is not None:
+            return self.choice[min(int(share * len(self.choice)), len(self.choice) - 1)]
+        low, high = self.ends
+        return self._inside(low * (high / low) ** share if self.log_uniform is not None else low + share * (high - low))
+
+    def moved(self, value: Any, up: bool) -> Any:
+        """A number times 1.25 or 0.8, within the domain; of a choice, the value after or before, and at an end the end itself."""
+        if self.choice is None:
+            return self._inside(value * (1.25 if up else 0.8))
+        place = self.choice.index(value) + (1 if up else -1)
+        return self.choice[min(max(place, 0), len(self.choice) - 1)]
+
+    def _inside(self, value: float) -> float:
+        return float(min(max(value, self.ends[0]), self.ends[1]))
+
 
 Space = Mapping[str, Domain]
 
@@ -67,16 +86,7 @@ def look_up(config: Config, key: str) -> Any:
     ConfigError
         There is no such key.
     """
-    return _look_up(config.model_dump(mode="json"), key)
-
-
-def _look_up(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            known = f" Known keys there: {', '.join(tree)}." if isinstance(tree, dict) else ""
-            raise ConfigError(f"The search space names '{key}', but the training configuration has no '{part}' there.{known}")
-        tree = tree[part]
-    return tree
+    return find(config.model_dump(mode="json"), key, _WHO)
 
 
 def with_values(base: Config, values: Mapping[str, Any], same_sum: Sequence[str] = ()) -> Config:
@@ -94,14 +104,11 @@ def with_values(base: Config, values: Mapping[str, Any], same_sum: Sequence[str]
     """
     tree = base.model_dump(mode="json")
     for key, value in values.items():
-        _look_up(tree, key)
-        section, _, last = key.rpartition(".")
-        _look_up(tree, section)[last] = value
+        put(tree, key, value, _WHO)
     if same_sum:
-        factor = sum(look_up(base, key) for key in same_sum) / sum(_look_up(tree, key) for key in same_sum)
+        factor = sum(look_up(base, key) for key in same_sum) / sum(find(tree, key, _WHO) for key in same_sum)
         for key in same_sum:
-            section, _, last = key.rpartition(".")
-            _look_up(tree, section)[last] *= factor
+            put(tree, key, factor * find(tree, key, _WHO), _WHO)
     return parse_config(tree)
 
 

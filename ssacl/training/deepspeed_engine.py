@@ -18,7 +18,7 @@ from ssacl.config import EngineConfig
 from ssacl.distributed import world_rank, world_size
 from ssacl.errors import CheckpointError, ConfigError
 from ssacl.models.divided import divided_language_model, full_size, is_divided, whole_state
-from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, set_learning_rates
+from ssacl.training.engine import AnyBatch, EngineBase, StageForward, Values, make_optimizer, own_group_settings, set_learning_rates
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.kernels import load_kernels
 from ssacl.training.stages import StagePlan
@@ -133,7 +133,9 @@ class DeepSpeedEngine(EngineBase):
                 "new run.name."
             ) from error
         try:
-            client = self._load_as_written(folder) if written.fits(self._origin) else self._load_converted(folder, written)
+            # In stage 3 DeepSpeed also gives every group of a converted checkpoint the settings of the first.
+            with own_group_settings(self._optimizer):
+                client = self._load_as_written(folder) if written.fits(self._origin) else self._load_converted(folder, written)
         except CheckpointError:
             raise
         except Exception as error:
@@ -159,15 +161,12 @@ class DeepSpeedEngine(EngineBase):
             self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_only=True)
         else:
             restore_frozen(self._forward, folder / _TAG)
-        settings, groups = self._engine._config, [dict(group) for group in self._optimizer.param_groups]
+        settings = self._engine._config
         settings.load_universal_checkpoint = True
         try:
             client: dict[str, Any] = self._engine.load_checkpoint(str(converted.parent), tag=converted.name)[1]
         finally:
             settings.load_universal_checkpoint = False
-        # In stage 3 DeepSpeed gives every group the settings of the first.
-        for group, own in zip(self._optimizer.param_groups, groups, strict=True):
-            group.update({name: value for name, value in own.items() if name != "params"})
         if self._whole is not None:
             # And every group one and the same step counter, which each would raise.
             for state in self._optimizer.optimizer.state.values():

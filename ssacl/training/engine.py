@@ -130,6 +130,15 @@ def set_learning_rates(optimizer: Any, stage: StagePlan, step: int) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
+@contextmanager
+def own_group_settings(optimizer: Any) -> Iterator[None]:
+    """In which a checkpoint is loaded: of its groups the moments are taken, while rates, decay and betas stay as configured."""
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
 def average_over_ranks(values: Mapping[str, Tensor]) -> Values:
     """Means over ranks; every rank gets the same numbers, so that all of them draw the same conclusion."""
     packed = torch.stack([value.detach().double() for value in values.values()])
@@ -268,7 +277,8 @@ class TorchEngine(EngineBase):
                 f"The checkpoint was not written by the plain torch engine ({_STATE} is missing). Set engine.kind as it was."
             ) from error
         self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        with own_group_settings(self._optimizer):
+            self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.steps_done = int(state["step"])
 

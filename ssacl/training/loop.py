@@ -6,6 +6,7 @@ anything; the loop opens the splits "train" and "val" and no other.
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 import time
@@ -25,32 +26,25 @@ from ssacl.data.loader import StreamingLoader
 from ssacl.data.records import Batch
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import open_storage
-from ssacl.errors import CheckpointError
 from ssacl.models.divided import fill_shares, whole_state
 from ssacl.models.findings_head import FindingsBatch
 from ssacl.models.ssacl import SSACL
-from ssacl.training.checkpoint import (
-    WEIGHTS,
-    config_differences,
-    export_weights,
-    load_weights,
-    save_model_folder,
-    upload_folder,
-)
+from ssacl.training.checkpoint import WEIGHTS, export_weights, load_weights, save_model_folder, upload_folder
 from ssacl.training.deepspeed_engine import construction
 from ssacl.training.engine import Engine, make_engine
 from ssacl.training.events import EventFiles
 from ssacl.training.figures import ValidationFigures
 from ssacl.training.frozen import freeze_samples
 from ssacl.training.host_copies import HostCopies
+from ssacl.training.legs import Leg, legs_left
 from ssacl.training.memory import set_freed_memory
 from ssacl.training.reporter import MetricsLog, Reporter
-from ssacl.training.resume import Position, RunStore, load_random_state, on_rank_0, random_path, random_state, run_storage
+from ssacl.training.resume import Position, RunStore, check_same_run, load_random_state, on_rank_0, random_path, random_state, run_storage
 from ssacl.training.samples import SampleReports
 from ssacl.training.sealed import MANIFEST, parse_manifest
 from ssacl.training.settings import run_settings
 from ssacl.training.speed import SpeedWindow, memory_gib, step_work, training_peak
-from ssacl.training.stages import StagePlan, fit_batch, plan_stages
+from ssacl.training.stages import StagePlan, fit_batch, plan_stages, steps_done
 from ssacl.training.start import Start, run_tokenizers, start_encoder_from, start_from
 from ssacl.training.thresholds import validation_thresholds
 from ssacl.training.watchdog import Watchdog
@@ -64,19 +58,29 @@ HOLDER = Holder("training run", "Let it end, or stop it, then run the same comma
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a finished run leaves. `metrics` are the JSON-lines records (rank 0; empty elsewhere)."""
+    """What a run leaves. `metrics` are the JSON-lines records (rank 0; empty elsewhere)."""
 
     model_url: str
     metrics: list[dict[str, Any]]
     manifest: dict[str, Any]
+    """The model folder's; empty where the run ended before its last step, as it was told to."""
 
 
 def train(
-    config: Config, reporter: Reporter, world_rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+    config: Config,
+    reporter: Reporter,
+    world_rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    until_step: int | None = None,
 ) -> TrainingOutcome:
     """Run all stages of `config`, or what is left of them, and export the model.
 
     The same `(run.storage_url, run.name)` continues where it stood; a finished run is given back as it is.
+
+    Parameters
+    ----------
+    until_step : optimizer steps, over all stages, after which the run ends with a validation and a checkpoint, to be continued.
 
     Raises
     ------
@@ -93,13 +97,18 @@ def train(
         set_freed_memory("returned")
     elif torch.device(device).type == "cpu":
         set_freed_memory("kept")
-    config = fit_batch(config, world_size)
-    return _Run(config, reporter, world_rank, world_size, torch.device(device)).run()
+    for leg in legs_left(fit_batch(config, world_size), world_rank, until_step):
+        outcome = _Run(leg, reporter, world_rank, world_size, torch.device(device)).run()
+        if outcome.manifest:
+            break
+        # Its model is let go before the next leg's is made.
+        gc.collect()
+    return outcome
 
 
 class _Run:
-    def __init__(self, config: Config, reporter: Reporter, world_rank: int, world_size: int, device: torch.device) -> None:
-        self.config, self.reporter, self.device = config, reporter, device
+    def __init__(self, leg: Leg, reporter: Reporter, world_rank: int, world_size: int, device: torch.device) -> None:
+        self.config, self.leg, self.reporter, self.device = (config := leg.config), leg, reporter, device
         self.world_rank, self.world_size = world_rank, world_size
         self.started = time.monotonic()
         self.data, self.storage = open_storage(config.data.url), run_storage(config)
@@ -110,7 +119,6 @@ class _Run:
         self.figures = ValidationFigures(config, self.tokenizers, self.data, self.device)
         self.watchdog = Watchdog(config.run.hang_limit_s, lambda text: reporter.progress({"event": "hang", "note": text}))
         self.lease: Lease | None = None
-        self.validation: dict[str, Any] = {}
         self.model = self._new_model()
         self.start = start_from(self.model, config.run.init_from) if config.run.init_from else Start()
         self.thresholds = self.start.thresholds
@@ -152,11 +160,16 @@ class _Run:
             # Closed at the end, with the threads that read ahead.
             with closing(cast("Generator[Batch]", iter(self.loader))) as self.batches:
                 for plan in plans[position.stage_index :]:
-                    self._run_stage(plan, position.step if plan.index == position.stage_index else 0, folder)
+                    first_step = position.step if plan.index == position.stage_index else 0
+                    if first_step >= self.leg.last_step(plan):
+                        break
+                    self._run_stage(plan, first_step, folder)
                     folder = None
         self.watchdog.watch("the last checkpoint")
         self.store.wait()
         self.watchdog.rest()
+        if any(self.leg.last_step(plan) < plan.num_steps for plan in plans):
+            return TrainingOutcome("", self.metrics.records, {})
         state = whole_state(self.model)
         manifest = on_rank_0(lambda: self._export(state), self.world_rank)
         self._milestone({"event": "model", "note": f"model version {manifest['model_version']}; tensorboard --logdir {self.events.url}"})
@@ -176,6 +189,9 @@ class _Run:
             first = first_step * settings.accumulation_steps
             batches = frozen.batches(self.config.run.seed, settings.micro_batch_size, self.world_rank, self.world_size, first)
         self._steps(plan, engine, batches, first_step)
+        if self.leg.last_step(plan) < plan.num_steps:
+            engine.close()
+            return
         self.watchdog.watch(f"the end of stage '{plan.kind}'")
         self.model = self._take_over(engine)
         if plan.kind == "findings":
@@ -188,7 +204,7 @@ class _Run:
         run, accumulation = self.config.run, self.config.engine.accumulation_steps
         images = accumulation * self.config.engine.micro_batch_size * self.world_size
         window, stage_started, work = SpeedWindow(first_step), time.monotonic(), 0.0
-        for step in range(first_step + 1, plan.num_steps + 1):
+        for step in range(first_step + 1, (last_step := self.leg.last_step(plan)) + 1):
             self.watchdog.watch(f"step {step} of stage '{plan.kind}'")
             with window.spend("wait"):
                 batches = [next(source) for _ in range(accumulation)]
@@ -196,7 +212,7 @@ class _Run:
                 with window.spend("pause"):
                     work = step_work(engine, self.model, batches[0]) * accumulation
             values = engine.step(batches, plan.ramp(step - 1))
-            last = step == plan.num_steps
+            last = step == last_step
             if step % run.log_every_steps == 0 or last or step == first_step + 1:
                 norm = values.pop("gradient_norm")
                 record = self._record(plan, step, "step", values) | {
@@ -213,7 +229,7 @@ class _Run:
                 self.watchdog.watch(f"validation at step {step} of stage '{plan.kind}'")
                 with window.spend("pause"):
                     self._validate(plan, engine, step)
-            if step % run.checkpoint_every_steps == 0 and not last:
+            if (step % run.checkpoint_every_steps == 0 or last) and step < plan.num_steps:
                 self.watchdog.watch(f"checkpoint at step {step} of stage '{plan.kind}'")
                 with window.spend("checkpoint"):
                     self._save_engine(plan, engine, step)
@@ -226,13 +242,11 @@ class _Run:
             for name, value in engine.evaluate(batch, 1.0).items():
                 sums[name] = sums.get(name, 0.0) + value / len(self.validation_batches)
         record = self._record(plan, step, "validation", sums)
-        self.validation[plan.kind] = sums
         # Under ZeRO 3 rank 0 has but a part of the weights.
         whole = self.config.engine.kind == "torch" or self.config.engine.zero_stage < 3
         if self.config.run.num_figure_films > 0 and whole:
             figures = on_rank_0(lambda: self.figures.of(self.model, self.thresholds, self._scores_reports(plan)), self.world_rank)
             record["figures"] = figures
-            self.validation[plan.kind] = sums | figures
         self._milestone(record)
         if self.world_rank == 0 and whole and plan.kind != "contrastive" and self._writes_reports(plan):
             self.samples.write(self.model, self.thresholds, f"{plan.name}-{step:08d}")
@@ -259,16 +273,7 @@ class _Run:
         if found is None:
             return Position(0, 0), None
         position, manifest = found
-        differences = config_differences(manifest["settings"], run_settings(self.config))
-        if differences:
-            raise CheckpointError(
-                f"The run '{self.config.run.name}' was started with other settings: {'; '.join(differences)}. "
-                "Take them back, or choose another run.name."
-            )
-        if manifest["tokenizer_fingerprint"] != self.tokenizers.fingerprint:
-            raise CheckpointError(
-                f"The run '{self.config.run.name}' was started with another tokenizer. Restore it, or choose another run.name."
-            )
+        check_same_run(manifest, self.leg.whole, steps_done(self.plans, position.stage_index, position.step), self.tokenizers.fingerprint)
         folder = self.store.fetch(position, parent / "checkpoint")
         self.loader.load_state_dict(manifest["loader"])
         self.thresholds = dict(manifest["thresholds"])
@@ -293,9 +298,11 @@ class _Run:
         self._save(position, lambda folder: export_weights(folder / WEIGHTS, self.model, state) if self.world_rank == 0 else None)
 
     def _save(self, position: Position, write: Callable[[Path], HostCopies | None]) -> None:
+        done = steps_done(self.plans, position.stage_index, position.step)
         entries = {
-            "settings": run_settings(self.config),
-            "config": self.config.model_dump(mode="json"),
+            "settings": run_settings(self.leg.whole, done),
+            "run_step": done,
+            "config": self.leg.whole.model_dump(mode="json"),
             "loader": self.loader.state_dict(),
             "thresholds": dict(self.thresholds),
             "tokenizer_fingerprint": self.tokenizers.fingerprint,
@@ -315,9 +322,10 @@ class _Run:
         }
         with tempfile.TemporaryDirectory(prefix="ssacl-export-") as parent:
             folder = Path(parent) / "model"
-            metrics = {"validation": self.validation}
+            last = {record["stage"]: record["losses"] | record.get("figures", {}) for record in self.metrics.validations()}
             manifest = save_model_folder(
-                folder, self.model, self.config, self.tokenizers, self.thresholds, metrics, provenance, state, self.start.extras or None
+                *(folder, self.model, self.leg.whole, self.tokenizers, self.thresholds, {"validation": last}, provenance, state),
+                self.start.extras or None,
             )
             upload_folder(folder, self.storage, "model")
         return manifest
@@ -370,7 +378,7 @@ class _Run:
             "stage_index": plan.index,
             "step": step,
             "num_steps": plan.num_steps,
-            "run_step": sum(past.num_steps for past in self.plans[: plan.index]) + step,
+            "run_step": plan.steps_before + step,
             "elapsed_s": time.monotonic() - self.started,
             "losses": dict(losses),
         }

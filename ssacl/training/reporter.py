@@ -130,6 +130,10 @@ class MetricsLog:
     def add(self, record: Record) -> None:
         self.records.append(dict(record))
 
+    def validations(self) -> list[dict[str, Any]]:
+        """The records of validations, in order."""
+        return [record for record in self.records if record["event"] == "validation"]
+
     def dump(self) -> bytes:
         return "".join(json.dumps(record) + "\n" for record in self.records).encode("utf-8")
 

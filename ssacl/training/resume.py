@@ -28,8 +28,10 @@ from ssacl.data.storage import Storage, open_storage
 from ssacl.distributed import world_size
 from ssacl.errors import CheckpointError, SSACLError, TrainingError
 from ssacl.training.background import Background
+from ssacl.training.checkpoint import config_differences
 from ssacl.training.host_copies import HostCopies
 from ssacl.training.sealed import MANIFEST, download_folder, folder_hashes, parse_manifest, seal
+from ssacl.training.settings import run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +212,24 @@ class RunStore:
             self.storage.delete(f"{position.prefix}/{MANIFEST}")
             for item in self.storage.list(f"{position.prefix}/"):
                 self.storage.delete(item.key)
+
+
+def check_same_run(manifest: Mapping[str, Any], config: Config, done: int, tokenizer_fingerprint: str) -> None:
+    """Whether a run of `config` would have written this checkpoint after `done` optimizer steps; what it changes later is free.
+
+    Raises
+    ------
+    CheckpointError
+        Settings or tokenizer differ; the settings are named.
+    """
+    differences = config_differences(manifest["settings"], run_settings(config, done))
+    if differences:
+        raise CheckpointError(
+            f"The run '{config.run.name}' was started with other settings: {'; '.join(differences)}. "
+            "Take them back, or choose another run.name."
+        )
+    if manifest["tokenizer_fingerprint"] != tokenizer_fingerprint:
+        raise CheckpointError(f"The run '{config.run.name}' was started with another tokenizer. Restore it, or choose another run.name.")
 
 
 def _reason(error: Exception) -> str:

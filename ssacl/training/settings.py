@@ -15,11 +15,14 @@ _DATA_MAY_DIFFER = (
 )
 
 
-def run_settings(config: Config) -> dict[str, Any]:
-    """What decides the numbers of a run, as a plain tree."""
+def run_settings(config: Config, done: int | None = None) -> dict[str, Any]:
+    """What decides the numbers of a run, as a plain tree; of its changes, those before `done` optimizer steps (none: all)."""
     tree = config.model_dump(mode="json")
     settings = {name: tree[name] for name in _MUST_AGREE}
     settings["run"] = {name: tree["run"][name] for name in ("seed", "stages", "init_from", "init_encoder_from")}
+    changes = [change for change in tree["run"]["changes"] if done is None or change["after_steps"] < done]
+    if changes:
+        settings["run"]["changes"] = changes
     names = ("kind", "precision", "accumulation_steps", "global_batch_size")
     settings["engine"] = {name: tree["engine"][name] for name in names}
     if config.engine.global_batch_size == 0:

@@ -28,6 +28,8 @@ class StagePlan:
     """One stage, resolved: counts are optimizer steps."""
 
     index: int
+    steps_before: int
+    """Of the stages before."""
     kind: str
     num_steps: int
     warmup_steps: int
@@ -92,7 +94,7 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
             f"One epoch gives {micro_batches_per_epoch} micro batches per rank, fewer than engine.accumulation_steps "
             f"{config.engine.accumulation_steps}. Lower engine.accumulation_steps or engine.micro_batch_size."
         )
-    plans = []
+    plans: list[StagePlan] = []
     for index, stage in enumerate(config.run.stages):
         num_steps = stage.num_steps or max(1, round(stage.num_epochs * steps_per_epoch))
         grounding = config.losses.grounding
@@ -100,6 +102,7 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
         plans.append(
             StagePlan(
                 index=index,
+                steps_before=plans[-1].steps_before + plans[-1].num_steps if plans else 0,
                 kind=stage.kind,
                 num_steps=num_steps,
                 warmup_steps=round(config.optim.warmup_share * num_steps),
@@ -109,6 +112,11 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
             )
         )
     return tuple(plans)
+
+
+def steps_done(plans: Sequence[StagePlan], stage_index: int, step: int) -> int:
+    """Optimizer steps over all stages, at `step` of a stage, or after the last one."""
+    return sum(plan.num_steps for plan in plans[:stage_index]) + step
 
 
 def _require_findings_first(config: Config) -> None:
