@@ -71,7 +71,8 @@ class Cluster:
         _check(self.address, headers)
         with self._named(), _no_address_variables():
             self._client = JobSubmissionClient(self.address, headers=headers)
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        # It sets its own level.
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
     def submit(self, job: Job) -> str:
         """Send a job; gives its id.
