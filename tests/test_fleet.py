@@ -89,8 +89,8 @@ def test_times_of_a_record_are_those_of_its_endpoint() -> None:
 
 def test_the_small_end_stands_beside_what_was_measured() -> None:
     found = small(of_record(FIGURES), FIGURES["load_50"])
-    # Half of what the replica can do: what comes within a step is served in it.
-    assert found["p95_s_of_the_model"] == pytest.approx(1.05, abs=0.2)
+    # A batch of 1 s, after the wait of a queue (M/D/1) of 0.25 s for a study at half load: one in twenty waits 0.6 to 0.8 s.
+    assert found["p95_s_of_the_model"] == pytest.approx(1.7, abs=0.15)
     assert found["model_to_measured"] == pytest.approx(found["p95_s_of_the_model"] / 2.1, abs=0.01)
 
 
