@@ -71,8 +71,9 @@ class Cluster:
         _check(self.address, headers)
         with self._named(), _no_address_variables():
             self._client = JobSubmissionClient(self.address, headers=headers)
-        # It sets its own level.
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        # The second sets a level of its own.
+        for name in ("ray.dashboard", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def submit(self, job: Job) -> str:
         """Send a job; gives its id.
