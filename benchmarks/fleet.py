@@ -1,40 +1,54 @@
 """From one replica's measured batch times to a fleet: replicas, time to answer and cost from 10^3 to 10^7 studies a day.
 
-The times are measured here, with a tiny untrained model on this CPU, or given (`--batch-s`, of your model on your machine). All else is a
-model: the day's shape, the delays of scaling and the rate of failures are assumptions, named in the record.
+The times come from a record of benchmarks/serve_load.py (`--measured`, the newest one if not given), brought to what its endpoint answered
+over HTTP, or are given (`--batch-s`, of your model on your machine). All else is a model: the day's shape, the delays of scaling and the
+rate of failures are assumptions, named in the record. Where a record is read, what it measured stands beside what the model says of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks.fleet_queue import Fleet, simulate
-from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
+from benchmarks.record import RESULTS, Goal, Measurement, run_benchmark
 from ssacl.errors import ConfigError
 
 SIZES = tuple(10**power for power in range(3, 8))
-_MEASURED_BATCHES = (1, 2, 4)
+_BATCHES = (1, 2, 4)
+"""Sizes that serve_load measures; those in between by a line."""
+_UNSHED = ("unloaded", "load_50")
+"""Loads of its record in which nothing was refused, as in the model."""
+_HOUR_S, _SMALL_STEP_S = 3600, 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-s", metavar="S,S,...", help="seconds of a batch of 1, 2, ... studies on one replica (default: measured)")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="record of benchmarks.serve_load (default: the newest one)")
+    parser.add_argument("--batch-s", metavar="S,S,...", help="seconds of a batch of 1, 2, ... studies on one replica, in place of a record")
     parser.add_argument("--price-per-hour", type=float, default=1.0, help="of a machine with one replica, in any currency")
     parser.add_argument("--start-s", type=float, default=120.0, help="until a new replica answers")
     parser.add_argument("--failures", type=float, default=0.05, help="replicas lost per replica and day")
 
 
 def measure(options: argparse.Namespace) -> Measurement:
-    measured = options.batch_s is None
-    batch_s = _measured(2 if options.quick else 5) if measured else _given(options.batch_s)
+    small_end = None
+    if options.batch_s is None:
+        record = _read(options.measured)
+        batch_s = of_record(record)
+        small_end = {name: small(batch_s, record[name]) for name in _UNSHED}
+    else:
+        batch_s = _given(options.batch_s)
     fleet = Fleet(batch_s, start_s=options.start_s, failures_per_replica_day=options.failures)
     rows = {}
-    started = time.monotonic()
+    started = time.process_time()
     for size in SIZES:
         days = [simulate(fleet, size, seed) for seed in range(1 if options.quick else 3)]
         row = {name: statistics.mean(asdict(day)[name] for day in days) for name in asdict(days[0])}
@@ -44,14 +58,14 @@ def measure(options: argparse.Namespace) -> Measurement:
     largest = rows[f"{SIZES[-1]}"]
     figures = {
         "batch_s": [round(seconds, 4) for seconds in batch_s],
-        "batch_s_measured_here": measured,
+        "small_end": small_end,
         "days": rows,
         "failing_ten_times_as_often": asdict(simulate(Fleet(batch_s, start_s=options.start_s, failures_per_replica_day=0.5), SIZES[2])),
         "noon_surge_of_three": asdict(simulate(fleet, SIZES[2], surge=3.0)),
-        "simulation_s": round(time.monotonic() - started, 1),
+        "simulation_cpu_s": round(time.process_time() - started, 1),
         "left_over_share": largest["left_over"] / largest["studies"],
     }
-    goals = {"simulation_s": Goal(max=120.0), "left_over_share": Goal(max=0.001)}
+    goals = {"simulation_cpu_s": Goal(max=120.0), "left_over_share": Goal(max=0.001)}
     assumed = {
         "start_s": fleet.start_s,
         "failures_per_replica_day": fleet.failures_per_replica_day,
@@ -70,46 +84,35 @@ def _given(text: str) -> tuple[float, ...]:
     return batch_s
 
 
-def _measured(repetitions: int) -> tuple[float, ...]:
-    """Median seconds of batches of 1 to 4 films with an untrained model of configs/phantom_tiny.yaml; sizes in between by a line.
+def _read(path: Path | None) -> dict[str, Any]:
+    """The figures of a record."""
+    try:
+        path = path or max(RESULTS.glob("*-serve_load.json"))
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError("There is no record of benchmarks.serve_load to read: give --measured FILE, or --batch-s.") from error
+    return figures
 
-    Untrained, it writes until its limit of tokens: about what a long report takes.
-    """
-    import numpy as np
-    import torch
 
-    from ssacl.anatomy import FINDINGS
-    from ssacl.config import load_config
-    from ssacl.data.dicom import Picture, read_picture
-    from ssacl.data.tokenization import train_tokenizers
-    from ssacl.inference.generator import GenerationOptions, ReportGenerator
-    from ssacl.models.ssacl import SSACL
-    from ssacl.phantom import generate_study, write_dicom_tree
-    from ssacl.training.checkpoint import save_model_folder
+def of_record(figures: dict[str, Any]) -> tuple[float, ...]:
+    """Seconds of a batch of 1, 2, ... studies: the generator's own, longer by what the endpoint answered less over HTTP."""
+    rates = [figures["direct"][f"batch_{size}_per_s"] for size in _BATCHES]
+    longer = max(rates) / figures["capacity_per_s"]
+    measured = [longer * size / rate for size, rate in zip(_BATCHES, rates, strict=True)]
+    return tuple(float(value) for value in np.interp(range(1, max(_BATCHES) + 1), _BATCHES, measured))
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory(prefix="ssacl-fleet-") as folder:
-        config = load_config(REPOSITORY / "configs" / "phantom_tiny.yaml")
-        tokenizers = train_tokenizers([generate_study(0, index, size_px=32, with_truth=False).report for index in range(100)], 1000, 2000)
-        model = SSACL.from_config(config, tokenizers)
-        place = Path(folder)
-        stages = {"stages": ["contrastive", "findings", "generation"]}
-        save_model_folder(place / "model", model, config, tokenizers, dict.fromkeys(FINDINGS, 0.5), {}, stages)
-        write_dicom_tree(place / "films", max(_MEASURED_BATCHES), seed=0, num_processes=1)
-        pictures: list[Picture] = [read_picture(path.read_bytes()) for path in sorted((place / "films").rglob("*.dcm"))]
-        generator = ReportGenerator.load(place / "model")
-        options = GenerationOptions(num_beams=1, max_new_tokens=60)
-        found = []
-        for size in _MEASURED_BATCHES:
-            times = []
-            for _ in range(repetitions + 1):
-                started = time.perf_counter()
-                list(generator.generate(pictures[:size], options))
-                times.append(time.perf_counter() - started)
-            # The first one warms up.
-            found.append(statistics.median(times[1:]))
-    return tuple(float(value) for value in np.interp(range(1, max(_MEASURED_BATCHES) + 1), _MEASURED_BATCHES, found))
+
+def small(batch_s: tuple[float, ...], load: dict[str, Any]) -> dict[str, float]:
+    """One replica under a measured load, for an hour without any shape, beside what was measured."""
+    fleet = Fleet(batch_s, min_replicas=1, max_replicas=1, failures_per_replica_day=0.0)
+    rate = load.get("offered_per_s", load["answered_per_s"])
+    hour = simulate(fleet, rate * _HOUR_S, step_s=_SMALL_STEP_S, hourly_share=np.ones(24), seconds=_HOUR_S)
+    return {
+        "offered_per_s": rate,
+        "p95_s_measured": load["p95_s"],
+        "p95_s_of_the_model": round(hour.answered_p95_s, 3),
+        "model_to_measured": round(hour.answered_p95_s / load["p95_s"], 3),
+    }
 
 
 if __name__ == "__main__":

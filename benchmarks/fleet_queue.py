@@ -62,17 +62,26 @@ class Day:
     """Studies that had not been served at midnight."""
 
 
-def simulate(fleet: Fleet, studies_per_day: float, seed: int = 0, step_s: float = 2.0, surge: float = 1.0) -> Day:
-    """One day.
+def simulate(
+    fleet: Fleet,
+    studies_per_day: float,
+    seed: int = 0,
+    step_s: float = 2.0,
+    surge: float = 1.0,
+    hourly_share: npt.NDArray[np.float64] = HOURLY_SHARE,
+    seconds: int = DAY_S,
+) -> Day:
+    """One day, or as many `seconds` of it; `studies_per_day` are those of the time that is simulated.
 
     Parameters
     ----------
     surge : factor on the rate for one hour at noon, with the rest unchanged.
+    hourly_share : of the day's studies, in any unit.
     """
     random = np.random.default_rng(seed)
-    num_steps = int(DAY_S / step_s)
+    num_steps = int(seconds / step_s)
     clock = np.arange(num_steps) * step_s
-    rate = _rate(clock, studies_per_day)
+    rate = _rate(clock, studies_per_day, hourly_share)
     rate[(clock >= 12 * 3600) & (clock < 13 * 3600)] *= surge
     came = np.cumsum(random.poisson(rate * step_s))
     served, replicas = np.zeros(num_steps), np.zeros(num_steps)
@@ -119,9 +128,11 @@ def simulate(fleet: Fleet, studies_per_day: float, seed: int = 0, step_s: float 
     )
 
 
-def _rate(clock: npt.NDArray[np.float64], studies_per_day: float) -> npt.NDArray[np.float64]:
+def _rate(
+    clock: npt.NDArray[np.float64], studies_per_day: float, hourly_share: npt.NDArray[np.float64] = HOURLY_SHARE
+) -> npt.NDArray[np.float64]:
     """Studies per second through the day, linear between the middles of the hours."""
-    share = HOURLY_SHARE / HOURLY_SHARE.sum() / 3600
+    share = hourly_share / hourly_share.sum() / 3600
     middles = (np.arange(-1, 25) + 0.5) * 3600
     rate: npt.NDArray[np.float64] = np.interp(clock, middles, np.concatenate([share[-1:], share, share[:1]])) * studies_per_day
     return rate * studies_per_day / (rate.sum() * (clock[1] - clock[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,15 @@ from types import FrameType
 from typing import Any
 
 from ray_jobs import node_secrets
-from ssacl.errors import SSACLError
+from ssacl.errors import ClusterError
 
 STORAGE_VARIABLES = ("AWS_", "DICOMWEB_", "SSACL_")
 _KEPT_HERE = ("SSACL_KEY_SECRET",)
 """What no worker needs: settings that need it carry it, and Ray writes the variables of its workers to its own log."""
+
+_KNOCK_S = 5.0
+_LONGEST_SAYING = 300
+"""Characters of what Ray said."""
 
 
 def storage_environment() -> dict[str, str]:
@@ -41,8 +46,8 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
 
     Raises
     ------
-    SSACLError
-        No cluster answers at `address`.
+    ClusterError
+        No cluster answers at `address`, or one of another version.
     """
     import ray
 
@@ -58,6 +63,7 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     try:
         if address:
+            _knock(address)
             context = ray.init(address=address, **quiet)
         else:
             # Named local, or a cluster that somebody started on this machine would be joined.
@@ -65,8 +71,10 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     # Ray raises a bare Exception when it does not come up in time.
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SSACLError(f"Cannot reach or start {where}: {said} Check --address, or leave it out to run locally.") from error
+        said = " ".join(str(error).split())[:_LONGEST_SAYING] or type(error).__name__
+        raise ClusterError(
+            f"Cannot reach or start {where}: {said.rstrip('.')}. Check --address, or leave it out to run locally."
+        ) from error
     # Ray's own handler of SIGTERM prints a stack and aborts, which would leave what this process has started running.
     _install({**handlers, signal.SIGTERM: handlers.get(signal.SIGTERM) or _terminate})
     try:
@@ -75,6 +83,14 @@ def ray_session(num_cpus: int | None = None, address: str | None = None) -> Iter
     finally:
         ray.shutdown()
         _install(handlers)
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nobody listens: Ray would ask for minutes, and say so on stderr only."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
+            pass
 
 
 def _handlers() -> dict[signal.Signals, Any]:

@@ -71,7 +71,9 @@ class Cluster:
         _check(self.address, headers)
         with self._named(), _no_address_variables():
             self._client = JobSubmissionClient(self.address, headers=headers)
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        # The second sets a level of its own.
+        for name in ("ray.dashboard", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def submit(self, job: Job) -> str:
         """Send a job; gives its id.

@@ -38,6 +38,7 @@ from ssacl.training.events import FOLDER
 from ssacl.training.reporter import MetricsLog
 from ssacl.training.resume import run_storage
 from ssacl.training.sealed import MANIFEST
+from ssacl.training.stages import require_findings_first
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def run_training(
     """
     counts = worker_counts(config)
     storage = run_storage(config)
-    # So that storage that is down or refuses, and data that is not there, are told before any worker starts.
+    # So that stages in a wrong order, storage that is down or refuses, and data that is not there, are told before any worker starts.
+    require_findings_first(config)
     storage.exists(MetricsLog.KEY)
     open_split(open_storage(config.data.url), "train", purpose="training")
     folder = out_folder or Path("runs") / config.run.name

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.fleet import _given
+from benchmarks.fleet import _given, _read, of_record, small
 from benchmarks.fleet_queue import DAY_S, HOURLY_SHARE, Fleet, _rate, _waits, simulate
 from ssacl.errors import ConfigError
 
@@ -71,3 +72,32 @@ def test_the_same_seed_is_the_same_day() -> None:
 def test_times_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         _given(text)
+
+
+FIGURES = {
+    "direct": {"batch_1_per_s": 4.0, "batch_2_per_s": 5.0, "batch_4_per_s": 8.0},
+    "capacity_per_s": 4.0,
+    "load_50": {"offered_per_s": 2.0, "answered_per_s": 1.9, "p95_s": 2.1},
+}
+
+
+def test_times_of_a_record_are_those_of_its_endpoint() -> None:
+    # 0.25, 0.4 and 0.5 s of the generator, and the endpoint answers half as much.
+    assert of_record(FIGURES) == pytest.approx((0.5, 0.8, 0.9, 1.0))
+    assert 4 / of_record(FIGURES)[-1] == pytest.approx(FIGURES["capacity_per_s"])
+
+
+def test_the_small_end_stands_beside_what_was_measured() -> None:
+    found = small(of_record(FIGURES), FIGURES["load_50"])
+    # A batch of 1 s, after the wait of a queue (M/D/1) of 0.25 s for a study at half load: one in twenty waits 0.6 to 0.8 s.
+    assert found["p95_s_of_the_model"] == pytest.approx(1.7, abs=0.15)
+    assert found["model_to_measured"] == pytest.approx(found["p95_s_of_the_model"] / 2.1, abs=0.01)
+
+
+def test_a_missing_record_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no record of benchmarks\.serve_load"):
+        _read(tmp_path / "absent.json")
+
+
+def test_a_day_without_a_shape_is_flat() -> None:
+    assert np.ptp(_rate(np.arange(100) * 60.0, 864.0, np.ones(24))) == pytest.approx(0.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import pytest
 import ray
 
 from ray_jobs.session import ray_session, storage_environment
-from ssacl.errors import SSACLError
+from ssacl.errors import ClusterError
 
 
 def test_workers_get_what_storage_needs_and_never_the_key_of_the_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,5 +29,19 @@ def test_a_ray_that_does_not_come_up_is_named(error: Exception, monkeypatch: pyt
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(SSACLError, match="Cannot reach or start a local Ray"), ray_session(1):
+    with pytest.raises(ClusterError, match="Cannot reach or start a local Ray"), ray_session(1):
         pass
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_where_nobody_listens_is_told_at_once(scheme: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+        started = time.monotonic()
+        with (
+            pytest.raises(ClusterError, match=f"cluster at {address}: .*Connection refused. Check --address"),
+            ray_session(address=address),
+        ):
+            pass
+    assert time.monotonic() - started < 5

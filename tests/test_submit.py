@@ -15,6 +15,7 @@ from ray_jobs import node_secrets, package
 from ray_jobs.package import stage
 from ray_jobs.session import storage_environment
 from ssacl.cli import main
+from ssacl.commands.doctor import _dashboard
 from ssacl.commands.submit import checked_command
 from ssacl.errors import ClusterError, ConfigError
 
@@ -187,6 +188,8 @@ def test_what_answers_is_looked_at(
     answer[""] = (status, body)
     assert main(["submit", "status", "--address", address]) == 1
     assert said in capsys.readouterr().err
+    assert _dashboard(address)[:3] == (False, "Ray cluster", "takes no jobs from here")
+    assert said in _dashboard(address)[3]
 
 
 def test_addresses_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:

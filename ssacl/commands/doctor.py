@@ -140,9 +140,23 @@ def _storage(url: str) -> Row:
 
 
 def _cluster(address: str) -> Row:
+    if address.startswith(("http://", "https://")):
+        return _dashboard(address)
     try:
         parts = urlsplit(address if "//" in address else f"ray://{address}")
         with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=CONNECT_TIMEOUT_S):
             return (True, "Ray cluster", "answers", "")
     except (OSError, ValueError) as error:
         return (False, "Ray cluster", f"no answer ({error})", "start one with `ray start --head`, or check host, port and firewall")
+
+
+def _dashboard(address: str) -> Row:
+    try:
+        from ray_jobs.submit import Cluster
+
+        Cluster(address)
+    except SSACLError as error:
+        return (False, "Ray cluster", "takes no jobs from here", str(error))
+    except ImportError as error:
+        return (False, "Ray cluster", "not asked", f"install {error.name} (see above)")
+    return (True, "Ray cluster", "takes jobs from here", "")

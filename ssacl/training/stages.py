@@ -87,7 +87,7 @@ def plan_stages(config: Config, micro_batches_per_epoch: int) -> tuple[StagePlan
     ConfigError
         An epoch holds fewer micro batches than `engine.accumulation_steps`, or words that need findings come before them.
     """
-    _require_findings_first(config)
+    require_findings_first(config)
     steps_per_epoch = micro_batches_per_epoch / config.engine.accumulation_steps
     if steps_per_epoch < 1:
         raise ConfigError(
@@ -119,8 +119,14 @@ def steps_done(plans: Sequence[StagePlan], stage_index: int, step: int) -> int:
     return sum(plan.num_steps for plan in plans[:stage_index]) + step
 
 
-def _require_findings_first(config: Config) -> None:
-    """Where leaf slots say what the findings head sees, the head must be trained, and must see the same ever after."""
+def require_findings_first(config: Config) -> None:
+    """Where leaf slots say what the findings head sees, the head must be trained, and must see the same ever after.
+
+    Raises
+    ------
+    ConfigError
+        Words that need findings come before them.
+    """
     known = bool(config.run.init_from)
     for stage in config.run.stages if config.model.findings_in_prefix and config.model.wiring == "paper" else ():
         if stage.kind in ("generation", "joint") and not (known and stage.freeze_encoder and stage.kind == "generation"):
