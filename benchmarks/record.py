@@ -12,9 +12,11 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,7 +149,8 @@ def run_benchmark(
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        record = Record.of(name, measure(options), arguments)
+        with _ended_in_order():
+            record = Record.of(name, measure(options), arguments)
     except SSACLError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
@@ -157,6 +160,16 @@ def run_benchmark(
         print(f"{name}: {figure} {'meets' if goal['met'] else 'misses'} its goal", file=sys.stderr)
     print(record.to_line(), flush=True)
     return 0 if record.ok else 1
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM as an exception inside the block, so that what a benchmark has started ends with it."""
+    former = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def command_line(name: str, arguments: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""The runbooks: each `ssacl` command in docs/OPERATIONS.md is one that this release takes, and each file it names is there."""
+"""The runbooks: each `ssacl` command in docs/OPERATIONS.md, cluster/README.md and README.md is one that this release takes, and each file
+that they name is there. Those for a cluster are run by benchmarks/cluster_jobs.py and cluster_serving.py."""
 
 from __future__ import annotations
 
@@ -12,8 +13,13 @@ from ssacl.cli import build_parser
 from ssacl.commands.submit import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8") + (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
-BLOCKS = [line.strip() for line in TEXT.splitlines() if re.match(r" {4,}(ssacl|export|kubectl|docker|python|serve|ray|echoscu) ", line)]
+TEXT, FRONT = (
+    "".join((ROOT / page).read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
+    for pages in (("docs/OPERATIONS.md", "cluster/README.md"), ("README.md",))
+)
+BLOCKS = [
+    line.strip() for line in (TEXT + FRONT).splitlines() if re.match(r" {4,}(ssacl|export|kubectl|docker|python|serve|ray|echoscu) ", line)
+]
 INLINE = [found.strip("`") for found in re.findall(r"`ssacl [^`]+`", TEXT)]
 LINES = sorted({line for line in [*BLOCKS, *INLINE] if line.startswith("ssacl ") and "`" not in line})
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ray_head import RayHead, ask, ray_head
+from ray_head import ray_head
 
+from benchmarks.raylets import LocalCluster, Node
 from ssacl.cli import main
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import EmbeddedS3, embedded_s3, open_storage
@@ -24,7 +25,8 @@ NUM_STUDIES = 4
 
 @dataclass(frozen=True)
 class Place:
-    head: RayHead
+    cluster: LocalCluster
+    head: Node
     s3: EmbeddedS3
     studies: Path
     key_file: Path
@@ -41,17 +43,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with embedded_s3(folder / "s3") as s3:
         node = {name: value for name, value in s3.environment.items() if name != "AWS_ENDPOINT_URL"}
         planted = {"key": key_file.read_text().strip(), "s3": s3.secret_key}
-        with ray_head(node) as head:
-            yield Place(head, s3, folder / "studies", key_file, planted)
+        with ray_head(node) as (cluster, head):
+            yield Place(cluster, head, s3, folder / "studies", key_file, planted)
 
 
 @pytest.fixture(autouse=True)
 def _token(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", place.head.token)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", place.cluster.token)
 
 
 def submit(place: Place, job: str, *options: str, command: tuple[str, ...]) -> int:
-    return main(["submit", job, "--address", place.head.dashboard, *options, "--", *command])
+    return main(["submit", job, "--address", place.cluster.dashboard, *options, "--", *command])
 
 
 def test_ingest_runs_as_a_job_and_its_secrets_stay_where_they_are(
@@ -69,9 +71,9 @@ def test_ingest_runs_as_a_job_and_its_secrets_stay_where_they_are(
         monkeypatch.setenv(name, value)
     index = ShardIndex.load(open_storage("s3://ssacl/films"))
     assert sum(shard.count for shard in index.shards) == NUM_STUDIES
-    listed = ask(place.head, "/api/jobs/first-ingest").json()
+    listed = place.cluster.ask("/api/jobs/first-ingest").json()
     assert str(place.key_file) in json.dumps(listed["runtime_env"])
-    told = {path: path.read_bytes() for path in place.head.folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    told = {path: path.read_bytes() for path in place.cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()}
     told[Path("job")] = json.dumps(listed).encode()
     told[Path("output")] = (out + err).encode()
     assert any(b"SSACL_SECRETS" in content for content in told.values()), "the logs hold what a runtime environment says"
@@ -86,19 +88,19 @@ def test_exit_codes_missing_secrets_and_what_is_told_of_a_job(
     options = ["--name", "no-secret", "--secret", "NOT_GIVEN"]
     assert submit(place, "evaluate", *options, command=evaluation) == 1
     assert "ssacl: The secret NOT_GIVEN is not in the environment" in capfd.readouterr().out
-    assert main(["submit", "status", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "status", "--address", place.cluster.dashboard]) == 0
     assert "no-secret  FAILED" in (told := capfd.readouterr().out)
     assert "exit 1" in told
-    assert main(["submit", "logs", "no-secret", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "logs", "no-secret", "--address", place.cluster.dashboard]) == 0
     assert "NOT_GIVEN" in capfd.readouterr().out
     assert submit(place, "evaluate", *options, command=evaluation) == 1
     assert "no-secret" in (again := capfd.readouterr().err)
     assert len([line for line in again.splitlines() if line.startswith("ssacl: ")]) == 1
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-    assert main(["submit", "logs", "no-secret", "--address", place.head.dashboard]) == 1
+    assert main(["submit", "logs", "no-secret", "--address", place.cluster.dashboard]) == 1
     assert "refuses the token" in capfd.readouterr().err
-    monkeypatch.setenv("RAY_AUTH_TOKEN", place.head.token)
-    assert main(["submit", "logs", "unknown", "--address", place.head.dashboard]) == 1
+    monkeypatch.setenv("RAY_AUTH_TOKEN", place.cluster.token)
+    assert main(["submit", "logs", "unknown", "--address", place.cluster.dashboard]) == 1
     assert "has no job unknown" in capfd.readouterr().err
 
 
@@ -111,10 +113,10 @@ def test_a_job_without_room_is_stopped_and_a_running_one_ends_when_told(
     assert submit(place, "evaluate", "--cpus", "64", "--start-limit-s", "1", command=evaluation) == 1
     assert "found no room on the cluster within 1 s" in capfd.readouterr().err
     assert submit(place, "evaluate", "--name", "endless", "--detach", command=evaluation) == 0
-    status = ["submit", "status", "endless", "--address", place.head.dashboard]
+    status = ["submit", "status", "endless", "--address", place.cluster.dashboard]
     end = time.monotonic() + 60
     while time.monotonic() < end and main(status) == 0 and "RUNNING" not in capfd.readouterr().out:
         time.sleep(0.2)
-    assert main(["submit", "stop", "endless", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "stop", "endless", "--address", place.cluster.dashboard]) == 0
     assert "stopping" in capfd.readouterr().out
-    assert main(["submit", "logs", "endless", "--follow", "--address", place.head.dashboard]) == 130
+    assert main(["submit", "logs", "endless", "--follow", "--address", place.cluster.dashboard]) == 130
