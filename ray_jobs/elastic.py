@@ -7,6 +7,7 @@ waits for it), and the driver is told.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -22,11 +23,13 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import TrainAutoscalingCoordinatorClient
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ssacl.config import Config
 from ssacl.errors import ConfigError
 from ssacl.training.stages import fit_batch
+
+logger = logging.getLogger(__name__)
 
 _NOBODY = b"\xff"
 """What the id of no actor consists of."""
@@ -87,21 +90,39 @@ def _nodes() -> list[dict[str, float]]:
 
 
 def require_room(config: Config, fewest: int) -> None:
-    """Say at once what Ray would wait for without a word.
+    """Say at once what Ray would wait for without a word; a cluster that grows by itself has `run.node_wait_s` to do so.
 
     Raises
     ------
     ConfigError
         The nodes of the cluster have no room for the `fewest` train workers.
     """
-    each, nodes, room = resources_per_worker(config), _nodes(), room_for_workers(config)
+    each, room = resources_per_worker(config), room_for_workers(config)
+    if room < fewest and config.run.node_wait_s > 0:
+        room = _ask_for_nodes(config, fewest)
     if room < fewest:
+        nodes = _nodes()
         wanted = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
         there = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}" for name in each)
         raise ConfigError(
             f"{fewest} train workers with {wanted} each do not fit into the Ray cluster: its {len(nodes)} nodes have {there}, room for "
-            f"{room}. Lower run.num_train_workers or run.cpus_per_train_worker, or add nodes."
+            f"{room}. Lower run.num_train_workers or run.cpus_per_train_worker, or add nodes; on a cluster that grows by itself give "
+            "run.node_wait_s."
         )
+
+
+def _ask_for_nodes(config: Config, count: int) -> int:
+    """Have Ray's autoscaler make room for `count` train workers; gives the room that there is in the end."""
+    logger.info("waiting up to %.0f s for the cluster to make room for %d train workers", config.run.node_wait_s, count)
+    end = time.monotonic() + config.run.node_wait_s
+    # What waits for nodes is what brings them.
+    wanted = placement_group([resources_per_worker(config)] * count)
+    try:
+        while (room := room_for_workers(config)) < count and time.monotonic() < end:
+            time.sleep(_LOOK_S)
+    finally:
+        remove_placement_group(wanted)
+    return room
 
 
 def free_left_room() -> None:

@@ -28,6 +28,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 
 from ray_jobs.board import RayReporter, live_line, new_board, raise_named
 from ray_jobs.elastic import FollowNodes, cancel_reservation, free_left_room, require_room, resources_per_worker, worker_counts
+from ray_jobs.gpu_group import GpuConfig
 from ray_jobs.session import ray_session, storage_environment
 from ssacl.config import Config, parse_config
 from ssacl.data.loader import open_split
@@ -159,7 +160,7 @@ def _trainer(config: Config, counts: tuple[int, ...], board: Any, folder: str, u
     trainer = _Trainer(
         train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "board": board, "until_step": until_step},
-        torch_config=TorchConfig(backend="nccl" if config.run.use_gpu else "gloo"),
+        torch_config=GpuConfig(backend="nccl", board=board) if config.run.use_gpu else TorchConfig(backend="gloo"),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=config.run.name,

@@ -85,7 +85,10 @@ def run_sweep(sweep: Sweep, address: str | None = None, out_folder: Path | None 
             logger.info("Ray dashboard: %s", dashboard)
         ledger.claim()
         require_room(sweep.base, counts[0])
-        at_once = max(1, min(sweep.config.max_concurrent, room_for_workers(sweep.base) // counts[-1]))
+        at_once = sweep.config.max_concurrent
+        # A cluster that grows by itself does so for the trials that wait.
+        if sweep.base.run.node_wait_s == 0:
+            at_once = max(1, min(at_once, room_for_workers(sweep.base) // counts[-1]))
         logger.info("sweep in %s; %d trials at a time", ledger.storage.url, at_once)
         _try_failed_again(ledger)
         _search(ledger, at_once)

@@ -11,6 +11,7 @@ from serve.batches import Batches
 from serve.settings import ModelSettings
 from ssacl.data.dicom import Picture
 from ssacl.errors import ConfigError, ServeError, SSACLError
+from ssacl.gpu import require_gpu
 from ssacl.inference.generator import ReportGenerator
 from ssacl.inference.report import DraftReport
 from ssacl.registry.addresses import resolve_model
@@ -31,12 +32,19 @@ class ModelReplica:
         "cpu" or "cuda".
     batch_limit_s
         A batch that takes longer makes the replica unhealthy, and Serve starts another.
+
+    Raises
+    ------
+    ClusterError
+        "cuda", and PyTorch finds no GPU.
     """
 
     def __init__(self, num_threads: int, device: str, batch_limit_s: float) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
+        if device == "cuda":
+            require_gpu()
         self._device, self._batch_limit_s = device, batch_limit_s
         self._settings: ModelSettings | None = None
         self._models: dict[str | None, ReportGenerator] = {}

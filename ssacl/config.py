@@ -284,6 +284,7 @@ class RunConfig(_Section):
     resize_check_s: float = Field(
         60.0, gt=0, description="An elastic group looks for more room this often, in seconds; to grow, it starts again at its checkpoint."
     )
+    node_wait_s: float = Field(0.0, ge=0, description="Seconds that a growing cluster may take to make room; 0: refuse at once.")
     cpus_per_train_worker: float = 1.0
     use_gpu: bool = False
     gpus_per_train_worker: float = Field(1.0, gt=0, le=1, description="A share: runs of a sweep side by side on one GPU.")
