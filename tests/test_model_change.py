@@ -18,10 +18,10 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from ray_head import free_ports
 from tiny_model import encoded_film, other_weights, tiny_model_folder
 
 from benchmarks.gateway_chaos import TARGETS, processes
+from benchmarks.raylets import free_ports
 from ray_jobs.session import ray_session
 from serve.app import APPLICATION
 from ssacl.cli import main
