@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
 from ray_jobs.elastic import free_left_room, require_room, room_for_workers, worker_counts
 from ray_jobs.session import ray_session, storage_environment
@@ -174,7 +175,7 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, sweep=ledger.sweep, environment=storage_environment()),
             # The trial itself only waits: on the driver's node, which has to live anyway. Its train workers take what they need, anywhere.
-            tune.PlacementGroupFactory([{_this_node(): 0.0001}]),
+            tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[{NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}]),
         )
         tuner = tune.Tuner(
             trainable,
@@ -202,12 +203,6 @@ class _FreesRoom(tune.Callback):  # type: ignore[misc]
         if time.monotonic() - self._at > _FREE_S:
             self._at = time.monotonic()
             free_left_room()
-
-
-def _this_node() -> str:
-    """The resource that only this node has."""
-    own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-    return next(name for name in own["Resources"] if name.startswith("node:") and not name.startswith("node:__"))
 
 
 def _try_failed_again(ledger: Ledger) -> None:
