@@ -127,9 +127,9 @@ def chaos(folder: Path, num_films: int, num_kills: int) -> dict[str, Any]:
     }
 
 
-def random_model(folder: Path) -> Path:
-    """A model folder of the smallest shipped configuration, untrained."""
-    config = load_config(REPOSITORY / "configs" / "phantom_tiny.yaml")
+def random_model(folder: Path, config_name: str = "phantom_tiny.yaml") -> Path:
+    """A model folder of a shipped configuration, untrained; its vocabularies are those of a few phantom reports."""
+    config = load_config(REPOSITORY / "configs" / config_name)
     tokenizers = train_tokenizers((generate_study(SEED, number, 64).report for number in range(40)), 400, 500)
     model = SSACL.from_config(config, tokenizers).eval()
     save_model_folder(folder, model, config, tokenizers, {}, {}, {"stages": ["contrastive", "generation", "findings"]})

@@ -5,8 +5,9 @@
 A real Ray Serve application over HTTP on this machine, with a small model of random weights, reports of one length, and one torch
 thread per replica. First ReportGenerator alone, then one replica: its capacity with clients that wait for their answers, then Poisson
 arrivals that do not wait, at 0.5 to 1.5 times that capacity, with the latency target of an operator who allows 1.5 times of what a
-report takes on an idle endpoint. Last, replicas that come with a load that one cannot bear, and go when it is over, under the same target.
-Client, proxy, ingress and replicas share this machine's cores.
+report takes on an idle endpoint. Then replicas that come with a load that one cannot bear, and go when it is over, under the same target.
+What Serve costs beside ReportGenerator is measured at the released size as well. Client, proxy, ingress and replicas share this machine's
+cores; CPU seconds say who used them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway_chaos import SEED, film, random_model
+import psutil
+
+from benchmarks.gateway_chaos import SEED, TARGETS, film, processes, random_model
 from benchmarks.open_loop import Answer, closed_loop, open_loop, poisson_moments, seen
 from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
 from benchmarks.serve_scaling import draw, scaling
@@ -36,12 +39,14 @@ logger = logging.getLogger("serve_load")
 PICTURE = REPOSITORY / "docs" / "pictures" / "serve_scaling.png"
 NUM_FILMS = 8
 LEVELS = (0.5, 0.8, 1.0, 1.5)
+BASE, SMALL = "mimic_cxr_base.yaml", "phantom_tiny.yaml"
+"""The released size, and that of everything but its overhead."""
 IDLE = 0.15
 """Share of the capacity at which the endpoint counts as unloaded."""
 TARGET = 1.5
 """Latency target, in p95s of the unloaded endpoint."""
 GOALS = {
-    "serve_overhead": Goal(max=0.10),
+    "base.serve_overhead": Goal(max=0.10),
     "load_150.p95_of_unloaded": Goal(max=2.0),
     **{f"load_{round(100 * level)}.failed": Goal(max=0) for level in LEVELS},
     "scaling.failed": Goal(max=0),
@@ -70,7 +75,7 @@ def measure(options: argparse.Namespace) -> Measurement:
     films = [film(number)[1] for number in range(NUM_FILMS)]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        model = random_model(Path(name) / "model")
+        model, base = random_model(Path(name) / "model"), random_model(Path(name) / "base", BASE)
         settings = ServeSettings(
             checkpoint_url=str(model),
             port=0,
@@ -82,6 +87,7 @@ def measure(options: argparse.Namespace) -> Measurement:
             downscale_delay_s=10.0,
         )
         direct = [Direct(model, generation, films, options.batch, seconds / 4)]
+        base_direct = [Direct(base, generation, films, options.batch, seconds / 4)]
         started = time.monotonic()
         with ray_session():
             figures["ray_start_s"] = round(time.monotonic() - started, 2)
@@ -90,14 +96,19 @@ def measure(options: argparse.Namespace) -> Measurement:
             # With the latency target, as it would run: what sheds load must not hide it from what adds replicas.
             scaled = settings.model_copy(update={"max_replicas": options.replicas, "latency_target_s": figures["latency_target_s"]})
             figures["scaling"], timeline = scaling(scaled, films, LEVELS[-1] * figures["capacity_per_s"], seconds)
+            logger.info("the released size")
+            # Its heaviest part is the model: three times the other loads' time gives dozens of reports on two cores.
+            figures["base"] = saturated(settings.model_copy(update={"checkpoint_url": str(base)}), films, 3 * seconds)
         # Before and after, as this machine may have become faster or slower meanwhile.
         direct.append(Direct(model, generation, films, options.batch, seconds / 4))
-    figures["direct"] = {f"batch_{size}_per_s": statistics.mean(each.rates[size] for each in direct) for size in direct[0].rates}
-    figures["serve_overhead"] = round(figures["direct"][f"batch_{options.batch}_per_s"] / figures["capacity_per_s"] - 1, 4)
+        base_direct.append(Direct(base, generation, films, options.batch, seconds / 4))
+    figures |= overhead(direct, figures["capacity_per_s"], options.batch)
+    figures["base"] |= overhead(base_direct, figures["base"]["capacity_per_s"], options.batch)
     if options.save:
         draw(timeline, PICTURE)
     config = {
-        "model": "configs/phantom_tiny.yaml, random weights",
+        "model": f"configs/{SMALL}, random weights",
+        "base": f"configs/{BASE}, random weights, the small model's vocabularies",
         "tokens": options.tokens,
         "num_beams": options.beams,
         "max_batch_size": options.batch,
@@ -109,7 +120,8 @@ def measure(options: argparse.Namespace) -> Measurement:
         "seed": SEED,
     }
     goals = {**GOALS, "scaling.most_replicas": Goal(min=options.replicas)}
-    spread = {f"direct_batch_{options.batch}_per_s": [each.rates[options.batch] for each in direct]}
+    key = f"direct_batch_{options.batch}_per_s"
+    spread = {key: [each.rates[options.batch] for each in direct], f"base_{key}": [each.rates[options.batch] for each in base_direct]}
     return Measurement(
         figures, goals, config, n=sum(figures[name]["requests"] for name in figures if name.startswith("load_")), spread=spread
     )
@@ -140,6 +152,34 @@ class Direct:
         torch.set_num_threads(threads)
 
 
+def overhead(direct: Sequence[Direct], capacity_per_s: float, batch: int) -> dict[str, Any]:
+    """What Serve takes on top of ReportGenerator alone, as a share of that."""
+    rates = {f"batch_{size}_per_s": round(statistics.mean(each.rates[size] for each in direct), 4) for size in direct[0].rates}
+    return {"direct": rates, "serve_overhead": round(rates[f"batch_{batch}_per_s"] / capacity_per_s - 1, 4)}
+
+
+def saturated(settings: ServeSettings, films: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Reports a second of one replica whose clients wait for their answers, and what its processes used for a report."""
+    with run_server(settings, blocking=False) as server:
+        return _saturated(f"{server.url}/v1/reports", films, settings.max_batch_size, seconds)
+
+
+def _saturated(url: str, films: Sequence[bytes], batch: int, seconds: float) -> dict[str, Any]:
+    asyncio.run(closed_loop(url, films, batch, 3.0))
+    before = cpu_seconds()
+    full = seen(asyncio.run(closed_loop(url, films, 3 * batch, seconds)))
+    used = {name: round((spent - before.get(name, 0.0)) / full["requests"], 4) for name, spent in cpu_seconds().items()}
+    logger.info("capacity: %.2f reports/s; CPU seconds of a report: %s", full["answered_per_s"], used)
+    return {"capacity_per_s": full["answered_per_s"], "cpu_s_per_report": used}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far of what takes part in an answer: this client, and Serve's proxy, ingress and model replicas."""
+    titles = {"proxy": "ProxyActor", "ingress": TARGETS["ingress replica"], "model": TARGETS["model replica"]}
+    parts = {"client": [psutil.Process()], **{name: processes(title) for name, title in titles.items()}}
+    return {name: sum(sum(process.cpu_times()[:2]) for process in found) for name, found in parts.items()}
+
+
 def one_replica(settings: ServeSettings, films: Sequence[bytes], seconds: float) -> dict[str, Any]:
     """Start, capacity, the unloaded endpoint, and every level of load."""
     figures: dict[str, Any] = {}
@@ -147,10 +187,8 @@ def one_replica(settings: ServeSettings, films: Sequence[bytes], seconds: float)
     with run_server(settings, blocking=False) as server:
         figures["cold_start_s"] = round(time.monotonic() - started, 2)
         url = f"{server.url}/v1/reports"
-        asyncio.run(closed_loop(url, films, settings.max_batch_size, 3.0))
-        full = seen(asyncio.run(closed_loop(url, films, 3 * settings.max_batch_size, seconds)))
-        capacity = figures["capacity_per_s"] = full["answered_per_s"]
-        logger.info("capacity: %.2f reports/s", capacity)
+        figures |= _saturated(url, films, settings.max_batch_size, seconds)
+        capacity = figures["capacity_per_s"]
         figures["unloaded"] = unloaded = seen(_poisson(url, films, IDLE * capacity, 2 * seconds))
         logger.info("unloaded: %s", unloaded)
     target_s = round(TARGET * unloaded["p95_s"], 3)

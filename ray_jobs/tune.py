@@ -175,7 +175,9 @@ def _run_trials(ledger: Ledger, queue: TrialQueue, scheduler: tune.schedulers.Tr
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, sweep=ledger.sweep, environment=storage_environment()),
             # The trial itself only waits: on the driver's node, which has to live anyway. Its train workers take what they need, anywhere.
-            tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[{NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}]),
+            tune.PlacementGroupFactory(
+                [{"memory": 1}], bundle_label_selector=[{NODE_ID_LABEL_KEY: ray.get_runtime_context().get_node_id()}]
+            ),
         )
         tuner = tune.Tuner(
             trainable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import subprocess
 import time
@@ -11,20 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ray_head import RayHead, ask, ray_head
+import ray
+import requests
+import yaml
+from ray_head import ray_head
+from training_set import tiny_tree, write_training_set
 
+from benchmarks.cluster_place import wait_for
+from benchmarks.cluster_serving import answers, replicas, serve_file
+from benchmarks.raylets import LocalCluster, Node
+from ray_jobs.session import ray_session
+from serve.access_keys import add_key
 from ssacl.cli import main
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import EmbeddedS3, embedded_s3, open_storage
+from ssacl.errors import ClusterError
 from ssacl.phantom import write_dicom_tree
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.external]
 NUM_STUDIES = 4
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Place:
-    head: RayHead
+    cluster: LocalCluster
+    head: Node
     s3: EmbeddedS3
     studies: Path
     key_file: Path
@@ -41,17 +54,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with embedded_s3(folder / "s3") as s3:
         node = {name: value for name, value in s3.environment.items() if name != "AWS_ENDPOINT_URL"}
         planted = {"key": key_file.read_text().strip(), "s3": s3.secret_key}
-        with ray_head(node) as head:
-            yield Place(head, s3, folder / "studies", key_file, planted)
+        # Ray's own ten seconds are longer than the runs here.
+        with ray_head({**node, "RAY_metrics_report_interval_ms": "1000"}, "--num-gpus=1") as (cluster, head):
+            yield Place(cluster, head, s3, folder / "studies", key_file, planted)
 
 
 @pytest.fixture(autouse=True)
 def _token(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", place.head.token)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", place.cluster.token)
 
 
 def submit(place: Place, job: str, *options: str, command: tuple[str, ...]) -> int:
-    return main(["submit", job, "--address", place.head.dashboard, *options, "--", *command])
+    return main(["submit", job, "--address", place.cluster.dashboard, *options, "--", *command])
 
 
 def test_ingest_runs_as_a_job_and_its_secrets_stay_where_they_are(
@@ -69,9 +83,9 @@ def test_ingest_runs_as_a_job_and_its_secrets_stay_where_they_are(
         monkeypatch.setenv(name, value)
     index = ShardIndex.load(open_storage("s3://ssacl/films"))
     assert sum(shard.count for shard in index.shards) == NUM_STUDIES
-    listed = ask(place.head, "/api/jobs/first-ingest").json()
+    listed = place.cluster.ask("/api/jobs/first-ingest").json()
     assert str(place.key_file) in json.dumps(listed["runtime_env"])
-    told = {path: path.read_bytes() for path in place.head.folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    told = {path: path.read_bytes() for path in place.cluster.folder.rglob("*") if path.is_file() and not path.is_symlink()}
     told[Path("job")] = json.dumps(listed).encode()
     told[Path("output")] = (out + err).encode()
     assert any(b"SSACL_SECRETS" in content for content in told.values()), "the logs hold what a runtime environment says"
@@ -86,19 +100,19 @@ def test_exit_codes_missing_secrets_and_what_is_told_of_a_job(
     options = ["--name", "no-secret", "--secret", "NOT_GIVEN"]
     assert submit(place, "evaluate", *options, command=evaluation) == 1
     assert "ssacl: The secret NOT_GIVEN is not in the environment" in capfd.readouterr().out
-    assert main(["submit", "status", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "status", "--address", place.cluster.dashboard]) == 0
     assert "no-secret  FAILED" in (told := capfd.readouterr().out)
     assert "exit 1" in told
-    assert main(["submit", "logs", "no-secret", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "logs", "no-secret", "--address", place.cluster.dashboard]) == 0
     assert "NOT_GIVEN" in capfd.readouterr().out
     assert submit(place, "evaluate", *options, command=evaluation) == 1
     assert "no-secret" in (again := capfd.readouterr().err)
     assert len([line for line in again.splitlines() if line.startswith("ssacl: ")]) == 1
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-    assert main(["submit", "logs", "no-secret", "--address", place.head.dashboard]) == 1
+    assert main(["submit", "logs", "no-secret", "--address", place.cluster.dashboard]) == 1
     assert "refuses the token" in capfd.readouterr().err
-    monkeypatch.setenv("RAY_AUTH_TOKEN", place.head.token)
-    assert main(["submit", "logs", "unknown", "--address", place.head.dashboard]) == 1
+    monkeypatch.setenv("RAY_AUTH_TOKEN", place.cluster.token)
+    assert main(["submit", "logs", "unknown", "--address", place.cluster.dashboard]) == 1
     assert "has no job unknown" in capfd.readouterr().err
 
 
@@ -111,10 +125,83 @@ def test_a_job_without_room_is_stopped_and_a_running_one_ends_when_told(
     assert submit(place, "evaluate", "--cpus", "64", "--start-limit-s", "1", command=evaluation) == 1
     assert "found no room on the cluster within 1 s" in capfd.readouterr().err
     assert submit(place, "evaluate", "--name", "endless", "--detach", command=evaluation) == 0
-    status = ["submit", "status", "endless", "--address", place.head.dashboard]
+    status = ["submit", "status", "endless", "--address", place.cluster.dashboard]
     end = time.monotonic() + 60
     while time.monotonic() < end and main(status) == 0 and "RUNNING" not in capfd.readouterr().out:
         time.sleep(0.2)
-    assert main(["submit", "stop", "endless", "--address", place.head.dashboard]) == 0
+    assert main(["submit", "stop", "endless", "--address", place.cluster.dashboard]) == 0
     assert "stopping" in capfd.readouterr().out
-    assert main(["submit", "logs", "endless", "--follow", "--address", place.head.dashboard]) == 130
+    assert main(["submit", "logs", "endless", "--follow", "--address", place.cluster.dashboard]) == 130
+
+
+def test_versions_that_differ_are_told_in_a_line(place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "__version__", "2.59.0")
+    assert submit(place, "evaluate", command=("reports", "--pairs", "x", "--out", "y")) == 1
+    assert "this is Ray 2.59.0" in capfd.readouterr().err
+    with pytest.raises(ClusterError, match=r"Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0"), ray_session(address=place.cluster.gcs):
+        pass
+
+
+def test_a_gpu_that_pytorch_cannot_use_ends_the_run_in_a_line(place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tree = tiny_tree(write_training_set(tmp_path / "set"), tmp_path / "runs")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    assert submit(place, "train", command=("--config", str(tmp_path / "tiny.yaml"), "run.use_gpu=true")) == 1
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("ssacl: ")]
+    assert len(lines) == 1
+    assert "A GPU was asked for, and PyTorch" in lines[0]
+    assert "run.use_gpu=false" in lines[0]
+
+
+WATCHED = re.compile(r"\b(?:ray|ssacl)_[a-z0-9_]+")
+OF_GPUS = {"ray_node_gram_used", "ray_node_gram_available", "ray_node_gpus_utilization"}
+"""Exported by machines that have GPUs only."""
+
+
+def watched() -> dict[str, set[str]]:
+    """Metric names by the file of cluster/monitoring that reads them."""
+    folder = ROOT / "cluster" / "monitoring"
+    read = {
+        "alerts.yml": [rule["expr"] for group in yaml.safe_load((folder / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+    }
+    for path in (folder / "grafana").glob("*.json"):
+        read[path.name] = [target["expr"] for panel in json.loads(path.read_text())["panels"] for target in panel["targets"]]
+    return {name: {found for expression in expressions for found in WATCHED.findall(expression)} for name, expressions in read.items()}
+
+
+def exported(url: str, **headers: str) -> set[str]:
+    return set(re.findall(r"^(\w+)[{ ]", requests.get(url, headers=headers, timeout=10).text, re.MULTILINE))
+
+
+def test_a_live_run_and_a_live_endpoint_export_all_that_is_watched(place: Place, tmp_path: Path) -> None:
+    """What cluster/monitoring reads, against the metrics of a run and of an endpoint that both really work."""
+    tree = tiny_tree(write_training_set(tmp_path / "set"), tmp_path / "runs")
+    tree["run"]["stages"] = [{"kind": "contrastive", "num_steps": 400}, *tree["run"]["stages"][1:]]
+    tree["run"]["checkpoint_every_steps"] = 20
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    options = ["--name", "watched", "--detach"]
+    assert submit(place, "train", *options, command=("--config", str(tmp_path / "tiny.yaml"))) == 0
+    seen: set[str] = set()
+    while place.cluster.ask("/api/jobs/watched").json()["status"] in ("PENDING", "RUNNING"):
+        seen |= exported(place.head.metrics_url)
+        time.sleep(0.5)
+    assert place.cluster.ask("/api/jobs/watched").json()["status"] == "SUCCEEDED"
+    config = yaml.safe_load(serve_file(tmp_path, place.head.proxy_port).read_text())
+    config["applications"][0]["args"] |= {"checkpoint_url": str(tmp_path / "runs" / "tiny" / "model"), "num_ingress_replicas": 1}
+    headers = {"Authorization": f"Bearer {place.cluster.token}"}
+    requests.put(f"{place.cluster.dashboard}/api/serve/applications/", json=config, headers=headers, timeout=30).raise_for_status()
+    wait_for("the endpoint", lambda: replicas(place.cluster) == 2 and answers(place.head))
+    url, key = f"http://127.0.0.1:{place.head.proxy_port}", add_key(tmp_path / "keys.json", "test", ["reports:write", "metrics:read"])
+    film = next(place.studies.rglob("*.dcm")).read_bytes()
+    allowed = {"authorization": f"Bearer {key}"}
+    assert requests.post(f"{url}/v1/reports", film, headers={"content-type": "application/dicom", **allowed}, timeout=60).ok
+    # A request that fails is counted among the errors.
+    assert requests.post(f"{url}/v1/reports", film, timeout=60).status_code == 401
+    seen |= exported(f"{url}/metrics", **allowed)
+    # The gateway's are compared with its own registry in test_cluster_files.py.
+    wanted = {name for names in watched().values() for name in names if not name.startswith("ssacl_gateway_")} - OF_GPUS
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not wanted <= seen:
+        seen |= exported(place.head.metrics_url)
+        time.sleep(0.5)
+    assert len(wanted) > 15
+    assert wanted - seen == set()
