@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +23,10 @@ from training_set import tiny_tree, write_training_set
 from benchmarks.cluster_place import wait_for
 from benchmarks.cluster_serving import answers, replicas, serve_file
 from benchmarks.raylets import LocalCluster, Node
-from ray_jobs.session import ray_session
 from serve.access_keys import add_key
 from ssacl.cli import main
 from ssacl.data.shards import ShardIndex
 from ssacl.data.storage import EmbeddedS3, embedded_s3, open_storage
-from ssacl.errors import ClusterError
 from ssacl.phantom import write_dicom_tree
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.external]
@@ -138,8 +138,22 @@ def test_versions_that_differ_are_told_in_a_line(place: Place, capfd: pytest.Cap
     monkeypatch.setattr(ray, "__version__", "2.59.0")
     assert submit(place, "evaluate", command=("reports", "--pairs", "x", "--out", "y")) == 1
     assert "this is Ray 2.59.0" in capfd.readouterr().err
-    with pytest.raises(ClusterError, match=r"Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0"), ray_session(address=place.cluster.gcs):
-        pass
+    # Ray keeps the first token that a process used.
+    joins = "import ray, sys; ray.__version__ = '2.59.0'; from ssacl.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [
+        sys.executable,
+        "-c",
+        joins,
+        "train",
+        "--config",
+        str(ROOT / "configs" / "phantom_tiny.yaml"),
+        "--address",
+        place.cluster.gcs,
+    ]
+    told = subprocess.run(command, env={**os.environ, "RAY_AUTH_MODE": "token"}, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1
+    [line] = [line for line in told.stderr.splitlines() if line.startswith("ssacl: ")]
+    assert re.search(r"Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0", line), line
 
 
 def test_a_gpu_that_pytorch_cannot_use_ends_the_run_in_a_line(place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
