@@ -21,6 +21,7 @@ from benchmarks.gateway_chaos import random_model
 from benchmarks.raylets import LocalCluster, Node
 from benchmarks.record import REPOSITORY, Goal, Measurement, run_benchmark
 from benchmarks.steady_client import SteadyClient
+from ssacl.errors import ClusterError
 from ssacl.phantom import generate_study
 from ssacl.phantom.dicom import dicom_bytes
 
@@ -131,12 +132,20 @@ def serve_file(work: Path, port: int) -> Path:
 
 
 def replicas(cluster: LocalCluster) -> int:
-    """Model replicas that run on living nodes, while the application is taken to be well; 0 otherwise."""
+    """Model replicas that run on living nodes, while the application is taken to be well; 0 otherwise.
+
+    Raises
+    ------
+    ClusterError
+        Serve has given the application up; its reason is told.
+    """
     try:
         alive = cluster.alive()
         application = cluster.ask("/api/serve/applications/").json()["applications"]["ssacl"]
     except (requests.RequestException, ValueError, KeyError):
         return 0
+    if application["status"] == "DEPLOY_FAILED":
+        raise ClusterError(f"The application was not deployed: {application['message']}")
     found = application["deployments"]["model"]["replicas"]
     running = [replica for replica in found if replica["state"] == "RUNNING" and replica["node_ip"] in alive]
     return len(running) if application["status"] == "RUNNING" else 0

@@ -139,21 +139,10 @@ def test_versions_that_differ_are_told_in_a_line(place: Place, capfd: pytest.Cap
     assert submit(place, "evaluate", command=("reports", "--pairs", "x", "--out", "y")) == 1
     assert "this is Ray 2.59.0" in capfd.readouterr().err
     # Ray keeps the first token that a process used.
-    joins = "import ray, sys; ray.__version__ = '2.59.0'; from ssacl.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        joins,
-        "train",
-        "--config",
-        str(ROOT / "configs" / "phantom_tiny.yaml"),
-        "--address",
-        place.cluster.gcs,
-    ]
-    told = subprocess.run(command, env={**os.environ, "RAY_AUTH_MODE": "token"}, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 1
-    [line] = [line for line in told.stderr.splitlines() if line.startswith("ssacl: ")]
-    assert re.search(r"Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0", line), line
+    joins = "import ray, sys; ray.__version__ = '2.59.0'; from ray_jobs.session import ray_session as join; join(address=sys.argv[1]).__enter__()"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    told = subprocess.run([sys.executable, "-c", joins, place.cluster.gcs], env=environment, capture_output=True, text=True, timeout=120)
+    assert re.search(r"ClusterError: .*Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0", told.stderr), told.stderr
 
 
 def test_a_gpu_that_pytorch_cannot_use_ends_the_run_in_a_line(place: Place, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -201,10 +190,11 @@ def test_a_live_run_and_a_live_endpoint_export_all_that_is_watched(place: Place,
     assert place.cluster.ask("/api/jobs/watched").json()["status"] == "SUCCEEDED"
     config = yaml.safe_load(serve_file(tmp_path, place.head.proxy_port).read_text())
     config["applications"][0]["args"] |= {"checkpoint_url": str(tmp_path / "runs" / "tiny" / "model"), "num_ingress_replicas": 1}
+    key = add_key(tmp_path / "keys.json", "test", ["reports:write", "metrics:read"])
     headers = {"Authorization": f"Bearer {place.cluster.token}"}
     requests.put(f"{place.cluster.dashboard}/api/serve/applications/", json=config, headers=headers, timeout=30).raise_for_status()
     wait_for("the endpoint", lambda: replicas(place.cluster) == 2 and answers(place.head))
-    url, key = f"http://127.0.0.1:{place.head.proxy_port}", add_key(tmp_path / "keys.json", "test", ["reports:write", "metrics:read"])
+    url = f"http://127.0.0.1:{place.head.proxy_port}"
     film = next(place.studies.rglob("*.dcm")).read_bytes()
     allowed = {"authorization": f"Bearer {key}"}
     assert requests.post(f"{url}/v1/reports", film, headers={"content-type": "application/dicom", **allowed}, timeout=60).ok
