@@ -139,7 +139,9 @@ def test_versions_that_differ_are_told_in_a_line(place: Place, capfd: pytest.Cap
     assert submit(place, "evaluate", command=("reports", "--pairs", "x", "--out", "y")) == 1
     assert "this is Ray 2.59.0" in capfd.readouterr().err
     # Ray keeps the first token that a process used.
-    joins = "import ray, sys; ray.__version__ = '2.59.0'; from ray_jobs.session import ray_session as join; join(address=sys.argv[1]).__enter__()"
+    joins = (
+        "import ray, sys; ray.__version__ = '2.59.0'; from ray_jobs.session import ray_session as to; to(address=sys.argv[1]).__enter__()"
+    )
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     told = subprocess.run([sys.executable, "-c", joins, place.cluster.gcs], env=environment, capture_output=True, text=True, timeout=120)
     assert re.search(r"ClusterError: .*Version mismatch: .*Ray: 2\.60\.0.*Ray: 2\.59\.0", told.stderr), told.stderr
