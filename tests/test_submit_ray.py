@@ -140,7 +140,7 @@ def test_versions_that_differ_are_told_in_a_line(place: Place, capfd: pytest.Cap
     assert "this is Ray 2.59.0" in capfd.readouterr().err
     # Ray keeps the first token that a process used.
     joins = (
-        "import ray, sys; ray.__version__ = '2.59.0'; from ray_jobs.session import ray_session as to; to(address=sys.argv[1]).__enter__()"
+        "import ray, sys; ray.__version__ = '2.59.0'; from ray_jobs import session; session.ray_session(address=sys.argv[1]).__enter__()"
     )
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     told = subprocess.run([sys.executable, "-c", joins, place.cluster.gcs], env=environment, capture_output=True, text=True, timeout=120)
