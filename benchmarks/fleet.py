@@ -1,8 +1,9 @@
 """From one replica's measured batch times to a fleet: replicas, time to answer and cost from 10^3 to 10^7 studies a day.
 
-The times come from a record of benchmarks/serve_load.py (`--measured`, the newest one if not given), brought to what its endpoint answered
-over HTTP, or are given (`--batch-s`, of your model on your machine). All else is a model: the day's shape, the delays of scaling and the
-rate of failures are assumptions, named in the record. Where a record is read, what it measured stands beside what the model says of it.
+The times are those of the released size in a record of benchmarks/serve_load.py (`--measured`, the newest one if not given), brought to what
+its endpoint answered over HTTP, or are given (`--batch-s`, of your model on your machine). All else is a model: the day's shape, the delays
+of scaling and the rate of failures are assumptions, named in the record. Where a record is read, what it measured of the small model stands
+beside what this model says of it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def measure(options: argparse.Namespace) -> Measurement:
     small_end = None
     if options.batch_s is None:
         record = _read(options.measured)
-        batch_s = of_record(record)
-        small_end = {name: small(batch_s, record[name]) for name in _UNSHED}
+        batch_s, small_batch_s = of_record(record["base"]), of_record(record)
+        small_end = {name: small(small_batch_s, record[name]) for name in _UNSHED}
     else:
         batch_s = _given(options.batch_s)
     fleet = Fleet(batch_s, start_s=options.start_s, failures_per_replica_day=options.failures)
