@@ -1,9 +1,9 @@
 """From one replica's measured batch times to a fleet: replicas, time to answer and cost from 10^3 to 10^7 studies a day.
 
-The times are those of the released size in a record of benchmarks/serve_load.py (`--measured`, the newest one if not given), brought to what
-its endpoint answered over HTTP, or are given (`--batch-s`, of your model on your machine). All else is a model: the day's shape, the delays
-of scaling and the rate of failures are assumptions, named in the record. Where a record is read, what it measured of the small model stands
-beside what this model says of it.
+The times are those of the released size in a record of benchmarks/serve_load.py (`--measured`, the newest one if not given), brought to
+what its endpoint answered over HTTP, or are given (`--batch-s`, of your model on your machine). All else is a model: the day's shape, the
+delays of scaling and the rate of failures are assumptions, named in the record. Where a record is read, what it measured of the small
+model stands beside what this model says of it.
 """
 
 from __future__ import annotations

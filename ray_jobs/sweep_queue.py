@@ -1,7 +1,7 @@
 """Between Ray Tune and the ledger: which trial starts next, what is written down of it, and which one is stopped at a rung.
 
-Tune's own state is never read back. A trial is written down before it starts, each of its validations before Tune may decide on it, and
-its end before the next one is chosen; so the ledger alone says how a sweep goes on.
+Tune's own state is never read back. A trial is written down before it starts, each of its validations when Tune has decided on it, and its
+end before the next one is chosen; so the ledger alone says how a sweep goes on.
 """
 
 from __future__ import annotations
@@ -103,6 +103,9 @@ class TrialQueue(Searcher):
         self.spent = self.spent or self._is_spent()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result:
+            # Tune tells a searcher nothing else of the result for which a trial is stopped.
+            self.on_trial_result(trial_id, result)
         trial, paused, self._is_idle = self._live.pop(trial_id), trial_id in self._paused, False
         trial.busy_s += time.monotonic() - self._heard.pop(trial_id)
         if error:

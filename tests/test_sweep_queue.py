@@ -29,6 +29,7 @@ class Tune:
         self.ledger, self.budget, self.num_started = ledger, spent, 0
         self.queue = TrialQueue(ledger, lambda live: self._choose(live, num_trials), at_once, lambda: self.budget)
         self.rungs = Rungs(ledger, self.queue)
+        self._last: dict[str, dict[str, Any]] = {}
 
     def _choose(self, live: set[str], num_trials: int) -> Trial | None:
         trials = self.ledger.trials()
@@ -55,11 +56,15 @@ class Tune:
         self.stop(name)
 
     def stop(self, name: str, lost: bool = False) -> None:
-        self.queue.on_trial_complete(self._id(name), error=lost)
+        self.queue.on_trial_complete(self._id(name), None if lost else self._last.get(name), error=lost)
 
     def _result(self, name: str, result: dict[str, Any]) -> str:
-        self.queue.on_trial_result(self._id(name), result)
-        return self.rungs.on_trial_result(None, SimpleNamespace(config={"name": name}), result)
+        self._last[name] = result
+        decision = self.rungs.on_trial_result(None, SimpleNamespace(config={"name": name}), result)
+        # As Ray Tune does: a searcher is not told of the result for which a trial is stopped.
+        if decision != "STOP":
+            self.queue.on_trial_result(self._id(name), result)
+        return decision
 
     def _id(self, name: str) -> str:
         return next(key for key, trial in self.queue._live.items() if trial.name == name)
@@ -74,6 +79,7 @@ def test_a_trial_below_its_rung_is_pruned_and_the_base_never(tmp_path: Path) -> 
     assert tune.tell(bad, 2, 0.2) == "STOP"
     tune.stop(bad)
     assert tune.ledger.read(bad).status == "pruned"
+    assert tune.ledger.read(bad).step == 2, "what it was stopped for is known"
     assert tune.tell(good, 8, 0.1, last=True) == "CONTINUE", "it has nothing left to save"
     tune.end(good)
     assert tune.ledger.read(good).status == "finished"
