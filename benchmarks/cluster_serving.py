@@ -1,4 +1,4 @@
-"""The endpoint on a cluster of several nodes, by the commands of docs/OPERATIONS.md, while a node and then the head are lost.
+"""The endpoint on a cluster of several nodes, by the commands of docs/OPERATIONS.md, while models change and a node and the head are lost.
 
 A head with Redis and two more nodes, all real raylets of this machine, and a model registry on a real S3 server; a proxy on every node, and
 a client that keeps asking the one of a node that stays. Needs redis-server (make setup-servers).
@@ -7,9 +7,11 @@ a client that keeps asking the one of a node that stays. Needs redis-server (mak
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,12 @@ QUIET_S = 10.0
 """Asking before and between faults."""
 AWAY_S = 5.0
 """A head is started again after so long."""
+SAME = 10
+"""So many reports in a row by one version: all replicas have it."""
 GOALS = {
     "quiet.answered_share": Goal(min=1.0),
+    "promoted.answered_share": Goal(min=1.0),
+    "rolled_back.answered_share": Goal(min=1.0),
     "worker_lost.answered_share": Goal(min=0.9),
     "head_lost.answered_share": Goal(min=0.99),
     "head_lost.jobs_kept": Goal(min=1, max=1),
@@ -51,23 +57,28 @@ def measure(options: argparse.Namespace) -> Measurement:
 def release(place: Place) -> None:
     """Keys, a version of an untrained model, its way to @stable."""
     book = place.book
-    run = place.s3.folder / "ssacl" / "runs" / "mimic_cxr_base"
-    run.mkdir(parents=True)
-    random_model(run / "model")
     book.run("ssacl model keys")
     book.environment["SSACL_MODEL_SIGNING_KEY"] = str(place.folder / "signing.pem")
     book.environment["SSACL_MODEL_PUBLIC_KEY"] = str(place.folder / "signing.pub")
-    told = book.run("ssacl model register")
-    version = {"0123456789ab": told.partition("version: ")[2].split()[0]}
-    book.run("ssacl model promote s3://bucket/models 0123456789ab", names=version)
+    register(place)
     book.run("ssacl model promote s3://bucket/models @canary --channel stable")
     book.run("ssacl model verify")
     book.run("ssacl model list")
     book.run("ssacl checkpoint show")
 
 
+def register(place: Place) -> None:
+    """A version of a model of new random weights, at @canary."""
+    trained = place.s3.folder / "ssacl" / "runs" / "mimic_cxr_base" / "model"
+    shutil.rmtree(trained, ignore_errors=True)
+    trained.parent.mkdir(parents=True, exist_ok=True)
+    random_model(trained)
+    version = place.book.run("ssacl model register").partition("version: ")[2].split()[0]
+    place.book.run("ssacl model promote s3://bucket/models 0123456789ab", names={"0123456789ab": version})
+
+
 def faults(place: Place, quiet_s: float) -> dict[str, Any]:
-    """Deploy `cluster/serve.yaml`; lose a node, then the head, and start that again."""
+    """Deploy `cluster/serve.yaml`; change its model and change back; lose a node, then the head, and start that again."""
     cluster, head, (kept, other) = place.cluster, place.head, place.workers
     key = place.book.run("ssacl access add").split()[-1]
     started = time.monotonic()
@@ -82,14 +93,39 @@ def faults(place: Place, quiet_s: float) -> dict[str, Any]:
         quiet = time.monotonic()
         time.sleep(quiet_s)
         windows["quiet"] = quiet, time.monotonic()
-        for name, fault in (("worker_lost", lose_worker), ("head_lost", lose_head)):
+        events: dict[str, Callable[[], dict[str, Any]]] = {
+            "promoted": lambda: promote(place, client),
+            "rolled_back": lambda: roll_back(place, client),
+            "worker_lost": lambda: lose_worker(place),
+            "head_lost": lambda: lose_head(place),
+        }
+        for name, event in events.items():
             started = time.monotonic()
-            figures[name] = fault(place)
+            figures[name] = event()
             time.sleep(quiet_s)
             windows[name] = started, time.monotonic()
             print(f"cluster: {name} {figures[name]}", file=sys.stderr)
     # Once the last request has its answer: one that hangs counts too.
     return figures | {name: figures.get(name, {}) | client.figures(*window) for name, window in windows.items()}
+
+
+def promote(place: Place, client: SteadyClient) -> dict[str, float]:
+    """Another model to @stable."""
+    register(place)
+    return change(client, lambda: place.book.run("ssacl model promote s3://bucket/models @canary --channel stable"))
+
+
+def roll_back(place: Place, client: SteadyClient) -> dict[str, float]:
+    """The model before it."""
+    return change(client, lambda: place.book.run("ssacl model rollback"))
+
+
+def change(client: SteadyClient, command: Callable[[], object]) -> dict[str, float]:
+    """Seconds from the command until another model writes all reports."""
+    before, started = client.versions(SAME), time.monotonic()
+    command()
+    wait_for("reports of another version", lambda: len(now := client.versions(SAME)) == 1 and now != before)
+    return {"all_changed_s": round(time.monotonic() - started, 1)}
 
 
 def lose_worker(place: Place) -> dict[str, float]:
@@ -123,7 +159,7 @@ def serve_file(work: Path, port: int) -> Path:
     """The shipped file for a small machine: no GPU, shares of a CPU, short reports."""
     tree = yaml.safe_load((REPOSITORY / "cluster" / "serve.yaml").read_text(encoding="utf-8").replace("BUCKET", "ssacl"))
     tree["http_options"] = {"host": "127.0.0.1", "port": port}
-    small = {"max_replicas": 2, "cpus_per_replica": 0.3, "gpus_per_replica": 0, "num_threads": 1, "max_batch_size": 4}
+    small = {"max_replicas": 2, "follow_s": 5, "cpus_per_replica": 0.3, "gpus_per_replica": 0, "num_threads": 1, "max_batch_size": 4}
     small |= {"generation": {"num_beams": 1, "max_new_tokens": 8}, "service": {"access": {"keys_file": str(work / "keys.json")}}}
     tree["applications"][0]["args"] |= small
     path = work / "serve.yaml"

@@ -24,6 +24,8 @@ class Asked:
     seconds: float
     answer: str
     """Status, or what the transport said."""
+    version: str = ""
+    """Of the model that wrote the report."""
 
 
 class SteadyClient:
@@ -53,6 +55,11 @@ class SteadyClient:
             "seconds_p95": round(float(np.percentile(seconds, 95)), 3),
         }
 
+    def versions(self, count: int) -> set[str]:
+        """Versions of the models that wrote the last `count` reports."""
+        reports = sorted((each for each in self._asked if each.answer == "200"), key=lambda each: each.at_s)
+        return {each.version for each in reports[-count:]}
+
     def __enter__(self) -> SteadyClient:
         self._thread.start()
         return self
@@ -71,9 +78,12 @@ class SteadyClient:
             thread.join(TIMEOUT_S)
 
     def _ask(self) -> None:
-        at_s = time.monotonic()
+        at_s, version = time.monotonic(), ""
         try:
-            answer = str(httpx.post(self._url, content=self._film, headers=self._headers, timeout=TIMEOUT_S, trust_env=False).status_code)
+            response = httpx.post(self._url, content=self._film, headers=self._headers, timeout=TIMEOUT_S, trust_env=False)
+            answer = str(response.status_code)
+            if response.is_success:
+                version = str(response.json()["model_version"])
         except httpx.TransportError as error:
             answer = type(error).__name__
-        self._asked.append(Asked(at_s, time.monotonic() - at_s, answer))
+        self._asked.append(Asked(at_s, time.monotonic() - at_s, answer, version))
