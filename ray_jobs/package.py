@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 import ssacl
 from ssacl.errors import ClusterError
@@ -23,7 +26,8 @@ def stage(folder: Path, config: Path | None = None, tree: Path = TREE) -> str:
     Returns
     -------
     config
-        Where `config` lies, relative to `folder`; a file from outside the tree goes to `submitted/`. "" without one.
+        Where `config` lies, relative to `folder`; a file from outside the tree goes to `submitted/`, and with a sweep the training
+        configuration that it names. "" without one.
 
     Raises
     ------
@@ -43,12 +47,33 @@ def stage(folder: Path, config: Path | None = None, tree: Path = TREE) -> str:
         shutil.copyfile(path, target)
     if config is None:
         return ""
-    inside = config.resolve().is_relative_to(tree) and (folder / config.resolve().relative_to(tree)).is_file()
-    name = config.resolve().relative_to(tree).as_posix() if inside else f"{_BROUGHT}/{config.name}"
-    if not inside:
-        (folder / _BROUGHT).mkdir()
-        shutil.copyfile(config, folder / name)
-    return name
+    place, is_brought = _bring(config, folder, _BROUGHT, tree)
+    base = _base_of(config) if is_brought else None
+    if base is not None:
+        brought, _ = _bring(base, folder, f"{_BROUGHT}/base", tree)
+        sweep = yaml.safe_load(place.read_text(encoding="utf-8"))
+        sweep["base"]["config"] = os.path.relpath(brought, place.parent)
+        place.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
+    return place.relative_to(folder).as_posix()
+
+
+def _bring(config: Path, folder: Path, outside: str, tree: Path) -> tuple[Path, bool]:
+    """Where a configuration lies below `folder`, and whether it was copied there (to `outside`) as no part of the tree."""
+    if config.resolve().is_relative_to(tree) and (inside := folder / config.resolve().relative_to(tree)).is_file():
+        return inside, False
+    place = folder / outside / config.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(config, place)
+    return place, True
+
+
+def _base_of(config: Path) -> Path | None:
+    """The training configuration that a sweep names, relative to its own file. What is wrong in the file is told by the job."""
+    try:
+        name = yaml.safe_load(config.read_text(encoding="utf-8"))["base"]["config"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return None
+    return config.parent / name if isinstance(name, str) and name else None
 
 
 def _files(tree: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ray_jobs import node_secrets, package
 from ray_jobs.package import stage
@@ -104,6 +105,20 @@ def test_a_configuration_from_elsewhere_travels_along(tree: Path, tmp_path: Path
     (tmp_path / "mine.yaml").write_text("run: {}")
     assert stage(tmp_path / "out", tmp_path / "mine.yaml", tree) == "submitted/mine.yaml"
     assert (tmp_path / "out/submitted/mine.yaml").read_text() == "run: {}"
+
+
+@pytest.mark.parametrize(("base", "lies"), [("base.yaml", "submitted/base/base.yaml"), ("../tree/configs/c.yaml", "configs/c.yaml")])
+def test_a_sweep_from_elsewhere_brings_its_training_configuration(tree: Path, tmp_path: Path, base: str, lies: str) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "base.yaml").write_text("run: {}")
+    (mine / "sweep.yaml").write_text(f"name: s\nbase: {{config: {base}}}\n")
+    assert stage(tmp_path / "out", mine / "sweep.yaml", tree) == "submitted/sweep.yaml"
+    sent = yaml.safe_load((tmp_path / "out/submitted/sweep.yaml").read_text())
+    assert sent["name"] == "s"
+    place = tmp_path / "out/submitted" / sent["base"]["config"]
+    assert place.resolve() == (tmp_path / "out" / lies).resolve()
+    assert place.read_text() == (mine / base).read_text()
 
 
 def test_a_package_with_data_in_it_is_refused(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
