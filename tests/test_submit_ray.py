@@ -177,6 +177,7 @@ def exported(url: str, **headers: str) -> set[str]:
     return set(re.findall(r"^(\w+)[{ ]", requests.get(url, headers=headers, timeout=10).text, re.MULTILINE))
 
 
+@pytest.mark.timeout(600)
 def test_a_live_run_and_a_live_endpoint_export_all_that_is_watched(place: Place, tmp_path: Path) -> None:
     """What cluster/monitoring reads, against the metrics of a run and of an endpoint that both really work."""
     tree = tiny_tree(write_training_set(tmp_path / "set"), tmp_path / "runs")
