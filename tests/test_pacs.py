@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,10 @@ from serve.gateway.spool import read_status
 pytestmark = pytest.mark.external
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 RESULTS = ("SR", "OT", "SEG")
-TOOLS = ("storescu", "dsrdump", "dsr2html", "dcmdump")
+# pynetdicom puts a program of the same name beside Python, which an activated environment would find first.
+ELSEWHERE = os.pathsep.join(place for place in os.environ["PATH"].split(os.pathsep) if Path(place) != Path(sys.executable).parent)
+STORESCU = shutil.which("storescu", path=ELSEWHERE)
+TOOLS = ("dsrdump", "dsr2html", "dcmdump")
 PROPOSE = {JPEG2000Lossless: "-xv", JPEGLSLossless: "-xt", RLELossless: "-xr"}
 """storescu's option for a transfer syntax."""
 
@@ -42,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    program, tools = shutil.which("Orthanc"), [shutil.which(name) for name in TOOLS]
+    program, tools = shutil.which("Orthanc"), [STORESCU, *(shutil.which(name) for name in TOOLS)]
     if not program or not PLUGIN.exists() or None in tools:
         pytest.skip("a server is not installed: make setup-servers (Debian packages orthanc, orthanc-dicomweb, dcmtk)")
     folder, http, dicom_port, gateway_port, web_port = tmp_path_factory.mktemp("orthanc"), *(free_port() for _ in range(4))
@@ -101,7 +106,7 @@ def test_orthanc_forwards_studies_and_gets_results_in_them(
     films = made_films(first)
     for number, (option, content) in films.items():
         (tmp_path / f"{number}.dcm").write_bytes(content)
-        command = ["storescu", option, "-aec", "ORTHANC", "127.0.0.1", str(orthanc["dicom_port"]), str(tmp_path / f"{number}.dcm")]
+        command = [str(STORESCU), option, "-aec", "ORTHANC", "127.0.0.1", str(orthanc["dicom_port"]), str(tmp_path / f"{number}.dcm")]
         subprocess.run(command, check=True, capture_output=True)
     destinations = {
         "c-store": {"kind": "c-store", "host": "127.0.0.1", "port": orthanc["dicom_port"], "ae_title": "ORTHANC"},
