@@ -47,33 +47,34 @@ def stage(folder: Path, config: Path | None = None, tree: Path = TREE) -> str:
         shutil.copyfile(path, target)
     if config is None:
         return ""
-    place, is_brought = _bring(config, folder, _BROUGHT, tree)
-    base = _base_of(config) if is_brought else None
-    if base is not None:
-        brought, _ = _bring(base, folder, f"{_BROUGHT}/base", tree)
-        sweep = yaml.safe_load(place.read_text(encoding="utf-8"))
-        sweep["base"]["config"] = os.path.relpath(brought, place.parent)
-        place.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
+    place = _bring(config, folder, _BROUGHT, tree)
+    if place.is_relative_to(folder / _BROUGHT):
+        _bring_base(config, place, folder, tree)
     return place.relative_to(folder).as_posix()
 
 
-def _bring(config: Path, folder: Path, outside: str, tree: Path) -> tuple[Path, bool]:
-    """Where a configuration lies below `folder`, and whether it was copied there (to `outside`) as no part of the tree."""
+def _bring(config: Path, folder: Path, outside: str, tree: Path) -> Path:
+    """Where a configuration lies below `folder`: with the tree, or, as no part of it, copied to `outside`."""
     if config.resolve().is_relative_to(tree) and (inside := folder / config.resolve().relative_to(tree)).is_file():
-        return inside, False
+        return inside
     place = folder / outside / config.name
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(config, place)
-    return place, True
+    return place
 
 
-def _base_of(config: Path) -> Path | None:
-    """The training configuration that a sweep names, relative to its own file. What is wrong in the file is told by the job."""
+def _bring_base(sweep: Path, place: Path, folder: Path, tree: Path) -> None:
+    """Bring the training configuration that a sweep names, relative to its own file, and name it in the copy at `place`. What is wrong in the
+    file is told by the job; a training configuration names none."""
     try:
-        name = yaml.safe_load(config.read_text(encoding="utf-8"))["base"]["config"]
+        content = yaml.safe_load(sweep.read_text(encoding="utf-8"))
+        name = content["base"]["config"]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return None
-    return config.parent / name if isinstance(name, str) and name else None
+        return
+    if isinstance(name, str) and name:
+        base = _bring(sweep.parent / name, folder, f"{_BROUGHT}/base", tree)
+        content["base"]["config"] = os.path.relpath(base, place.parent)
+        place.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def _files(tree: Path) -> Iterator[Path]:
