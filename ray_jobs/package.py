@@ -64,8 +64,10 @@ def _bring(config: Path, folder: Path, outside: str, tree: Path) -> Path:
 
 
 def _bring_base(sweep: Path, place: Path, folder: Path, tree: Path) -> None:
-    """Bring the training configuration that a sweep names, relative to its own file, and name it in the copy at `place`. What is wrong in the
-    file is told by the job; a training configuration names none."""
+    """Bring the training configuration that a sweep names, relative to its own file, and name it in the copy at `place`.
+
+    What is wrong in the file is told by the job; a training configuration names none.
+    """
     try:
         content = yaml.safe_load(sweep.read_text(encoding="utf-8"))
         name = content["base"]["config"]

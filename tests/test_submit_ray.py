@@ -19,6 +19,7 @@ import requests
 import yaml
 from ray_head import ray_head
 from training_set import tiny_tree, write_training_set
+from watched_metrics import watched
 
 from benchmarks.cluster_place import wait_for
 from benchmarks.cluster_serving import answers, replicas, serve_file
@@ -31,7 +32,6 @@ from ssacl.phantom import write_dicom_tree
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.external]
 NUM_STUDIES = 4
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,8 @@ def test_a_gpu_that_pytorch_cannot_use_ends_the_run_in_a_line(place: Place, capf
     assert "run.use_gpu=false" in lines[0]
 
 
-WATCHED = re.compile(r"\b(?:ray|ssacl)_[a-z0-9_]+")
 OF_GPUS = {"ray_node_gram_used", "ray_node_gram_available", "ray_node_gpus_utilization"}
 """Exported by machines that have GPUs only."""
-
-
-def watched() -> dict[str, set[str]]:
-    """Metric names by the file of cluster/monitoring that reads them."""
-    folder = ROOT / "cluster" / "monitoring"
-    read = {
-        "alerts.yml": [rule["expr"] for group in yaml.safe_load((folder / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
-    }
-    for path in (folder / "grafana").glob("*.json"):
-        read[path.name] = [target["expr"] for panel in json.loads(path.read_text())["panels"] for target in panel["targets"]]
-    return {name: {found for expression in expressions for found in WATCHED.findall(expression)} for name, expressions in read.items()}
 
 
 def exported(url: str, **headers: str) -> set[str]:

@@ -92,11 +92,13 @@ def _display_table(ds: Dataset, stored: NDArray[Any], used: NDArray[np.int64], b
     modal = _modal(ds, used)
     if ds.get("VOILUTSequence") or ("WindowCenter" in ds and "WindowWidth" in ds):
         try:
-            table = _scaled(*_windowed(ds, modal), bits)
+            windowed = _windowed(ds, modal)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError):
-            # A window or table that the standard forbids (width 0, no value, a descriptor of two numbers) fails in pydicom by any of these,
-            # depending on what is missing. The film is shown as if there were no window; a fault of memory or of the disk is not hidden.
-            table = None
+            # A window or table that the standard forbids; pydicom has no error of its own for it: ValueError (width 0, unknown function, a
+            # descriptor of two numbers), IndexError (an empty sequence), KeyError and AttributeError (an element is missing), TypeError
+            # (no value), NotImplementedError (an unknown VR). The film is then shown as if there were no window.
+            windowed = None
+        table = None if windowed is None else _scaled(*windowed, bits)
         # A window beside the values makes a picture of one or two greys: do not believe it.
         if table is not None and len(np.unique(table)) >= min(_MIN_LEVELS, len(used)):
             return table
